@@ -151,7 +151,8 @@ def to_gray(
 ) -> np.ndarray:       # (H, W) float32 in [0, 1]
     "Luma as the released data path makes it: weighted sum, rounded to integers (integer input only), divided by the range."
     if image.ndim == 2: return to_float(image)
-    luma = image.astype(np.float32) @ LUMA
+    # OpenCV's float32 sum in BGR order: another order of the same sum rounds some exact halves the other way
+    luma = cv2.cvtColor(np.ascontiguousarray(image[..., ::-1], np.float32), cv2.COLOR_BGR2GRAY)
     if image.dtype in (np.uint8, np.uint16): return np.rint(luma) / np.float32(np.iinfo(image.dtype).max)
     return np.clip(luma, 0, 1)
 
