@@ -195,16 +195,25 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         text: Tensor,                     # (B, L, text_width)
         text_mask: Tensor | None = None,  # (B, L) bool, True where a token is real; None: all are
     ) -> Tensor:                          # (B, 1, H, W) in (0, 1)
-        if a.shape != b.shape: raise FilmError(f"images differ in shape: {tuple(a.shape)} and {tuple(b.shape)}")
-        if text.ndim != 3 or text.shape[-1] != self.text_width or text.shape[1] == 0:
-            raise FilmError(f"text features of shape {tuple(text.shape)} do not fit this model: (batch, tokens >= 1, {self.text_width}) is needed")
-        if text_mask is not None and not text_mask.any(1).all(): raise FilmError("text_mask leaves an item without any token")
+        self.check_input(a, b, text, text_mask)
         t = self.text_process(text)                                      # (B, L, 256)
         f_a, f_b = a, b
         for stage in self.stages: f_a, f_b = stage(f_a, f_b, t, text_mask)
+        return self.merge(f_a, f_b)
+
+    def merge(self, f_a: Tensor, f_b: Tensor) -> Tensor:
+        "The two guided feature maps (B, 32, H, W) -> the fused image (B, 1, H, W) in (0, 1)."
         f = self.restormer1(torch.cat([f_a, f_b], 1))                    # (B, 64, H, W)
         f = self.restormer3(self.restormer2(self.conv1(f)))              # (B, 32, H, W)
         return torch.sigmoid(self.conv2(f))
+
+    def check_input(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None = None):
+        "`FilmError` if images, text and mask do not fit each other or this model."
+        if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 1: raise FilmError(f"images must both be (B, 1, H, W), got {tuple(a.shape)} and {tuple(b.shape)}")
+        if text.ndim != 3 or text.shape[0] != a.shape[0] or text.shape[1] == 0 or text.shape[2] != self.text_width:
+            raise FilmError(f"text features of shape {tuple(text.shape)} do not fit: (batch {a.shape[0]}, tokens >= 1, width {self.text_width}) is needed")
+        if text_mask is not None and (text_mask.shape != text.shape[:2] or not text_mask.any(1).all()):
+            raise FilmError(f"text_mask of shape {tuple(text_mask.shape)} must be (B, L) with at least one real token an item")
 
     @classmethod
     def from_authors(
