@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_SIZE', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs', 'check_pairs', 'resize_paper',
-           'random_crop', 'random_flip', 'read_features', 'token_subset', 'FusionDataset', 'collate', 'pack']
+           'random_crop', 'random_flip', 'token_subset', 'FusionDataset', 'collate', 'pack']
 
 # %% ../nbs/03_data.ipynb #27751f66
 import os
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .core import IMAGE_EXTENSIONS, FilmError, Task, atomic_write, get_task, read_image, to_float, to_gray
+from .encoding import AUTHORS_ENCODER, read_features
 
 # %% ../nbs/03_data.ipynb #013a810e
 def data_root(
@@ -178,25 +179,6 @@ def random_flip(
     if vertical: a, b = a[::-1], b[::-1]
     return a, b
 
-# %% ../nbs/03_data.ipynb #dd9f4cd2
-def read_features(
-    path: str | os.PathLike, # .npy, (L, D) or (1, L, D), any float dtype
-) -> np.ndarray:             # (L, D) float32
-    "Token features from a file. `FilmError` if missing, unreadable, of another shape, empty or not finite."
-    try: return _check_features(np.load(path, allow_pickle=False), path)
-    except FileNotFoundError: raise FilmError(f"{path}: no such file") from None
-    except FilmError: raise
-    except (OSError, ValueError, EOFError) as e: raise FilmError(f"{path}: not a .npy file of numbers ({e})".splitlines()[0]) from None
-
-def _check_features(features, name):
-    features = np.asarray(features)
-    shape = features.shape
-    if features.ndim == 3 and shape[0] == 1: features = features[0]
-    if features.ndim != 2 or not features.size or not np.issubdtype(features.dtype, np.floating):
-        raise FilmError(f"{name}: token features must be floats of shape (L, D) or (1, L, D), found {features.dtype} {shape}")
-    if not np.isfinite(features).all(): raise FilmError(f"{name}: token features contain NaN or infinite values")
-    return features.astype(np.float32, copy=False)
-
 # %% ../nbs/03_data.ipynb #1a9cde60
 def token_subset(
     features: np.ndarray,     # (L, D)
@@ -214,20 +196,38 @@ def _read_gray(path):
     if image.dtype == np.float32: return gray
     return np.rint(gray * np.float32(np.iinfo(image.dtype).max)).astype(image.dtype)  # to_gray rounded: this is exact
 
+def _as_tokens(features, name):
+    "(1, L, D) or (L, D) floats from an array or a packed file -> (L, D) float32, checked."
+    features = np.asarray(features)
+    tokens = features[0] if features.ndim == 3 and features.shape[0] == 1 else features
+    if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.floating):
+        raise FilmError(f"{name}: text features must be floats of shape (1, L, D) or (L, D), found {features.dtype} {features.shape}")
+    if not np.isfinite(tokens).all(): raise FilmError(f"{name}: text features contain NaN or infinite values")
+    return tokens.astype(np.float32, copy=False)
+
 class _Files:
     "Images and features of pairs, read on first use and then kept."
-    def __init__(self, pairs, texts, cache):
-        self.pairs, self.texts, self.cache, self.kept = pairs, texts, cache, {}
+    def __init__(self, pairs, texts, encoder, cache):
+        self.pairs, self.texts, self.encoder, self.cache, self.kept = pairs, texts, encoder, cache, {}
         self.names = [pair.name for pair in pairs]
+        if not pairs: raise FilmError("there are no pairs")
+        silent = [pair.name for pair in pairs if (pair.text is None if texts is None else pair.name not in texts)]
+        if silent: raise FilmError(f"{len(silent)} of {len(pairs)} pairs have no text features: {', '.join(silent[:5])}{' ...' if len(silent) > 5 else ''}")
+        self.width = self.tokens(0).shape[1]
 
-    def has_text(self, index): return self.pairs[index].name in self.texts if self.texts is not None else self.pairs[index].text is not None
+    def tokens(self, index): # -> (L, D) float32
+        pair = self.pairs[index]
+        if self.texts is not None: return _as_tokens(self.texts[pair.name], f"text of {pair.name}")
+        features, facts = read_features(pair.text, self.encoder)
+        self.encoder = facts["encoder"]  # the first file's, then required of all others
+        return features[0]
 
     def __getitem__(self, index): # -> (H, W), (H, W) integers or float32; (L, D) float32
         if index in self.kept: return self.kept[index]
         pair = self.pairs[index]
-        a, b = _read_gray(pair.a), _read_gray(pair.b)
+        a, b, text = _read_gray(pair.a), _read_gray(pair.b), self.tokens(index)
         if a.shape != b.shape: raise FilmError(f"{pair.name}: sizes differ, A is {a.shape[1]}x{a.shape[0]}, B is {b.shape[1]}x{b.shape[0]}")
-        text = read_features(pair.text) if self.texts is None else _check_features(self.texts[pair.name], f"text of {pair.name}")
+        if text.shape[1] != self.width: raise FilmError(f"{pair.name}: text features are {text.shape[1]} wide, those of {self.names[0]} {self.width}")
         if self.cache: self.kept[index] = a, b, text
         return a, b, text
 
@@ -241,15 +241,19 @@ class _Packed:
     "Images and features of a packed file; each process that reads has its own handle."
     groups = "imageA", "imageB", "text"
 
-    def __init__(self, path):
+    def __init__(self, path, encoder):
         self.path, self.process, self.file = Path(path), None, None
         file = self._open()
+        self.encoder = file.attrs.get("encoder", AUTHORS_ENCODER)  # the authors' own files do not say
+        if encoder and encoder != self.encoder: raise FilmError(f"{path}: text made with {self.encoder}, but {encoder} is needed; pack again")
         missing = [group for group in self.groups if group not in file]
         if missing: raise FilmError(f"{path}: not a packed file, it has no group {' and no group '.join(missing)}")
         names = [set(file[group]) for group in self.groups]
         self.names = sorted(names[0])
         odd = sorted(set.union(*names) - set.intersection(*names))
         if odd: raise FilmError(f"{path}: {len(odd)} samples are not in all of {', '.join(self.groups)}: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")
+        if not self.names: raise FilmError(f"{path}: there are no samples in it")
+        self.width = file["text"][self.names[0]].shape[-1]
 
     def _open(self):
         if self.process != os.getpid():
@@ -260,8 +264,6 @@ class _Packed:
 
     def __getstate__(self): return self.__dict__ | dict(process=None, file=None)
 
-    def has_text(self, index): return True
-
     def __getitem__(self, index):
         name = self.names[index]
         try: a, b, text = (self._open()[group][name][()] for group in self.groups)
@@ -270,7 +272,7 @@ class _Packed:
             raise FilmError(f"{self.path}: {name} must have two images (1, H, W), found {a.shape} and {b.shape}")
         if not (np.isfinite(a).all() and np.isfinite(b).all() and min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1):
             raise FilmError(f"{self.path}: {name} has image values outside [0, 1]")
-        return a[0].astype(np.float32, copy=False), b[0].astype(np.float32, copy=False), _check_features(text, f"{self.path}: text of {name}")
+        return a[0].astype(np.float32, copy=False), b[0].astype(np.float32, copy=False), _as_tokens(text, f"{self.path}: text of {name}")
 
 # %% ../nbs/03_data.ipynb #aa8800e3
 class FusionDataset(Dataset):
@@ -285,7 +287,8 @@ class FusionDataset(Dataset):
         crop: tuple[int, int] = (144, 192),          # mode 'crop': height, width
         flips: bool = True,                          # mode 'crop': mirror at random, both ways
         max_tokens: int | None = None,               # train on a random subset of at most so many tokens; None: all
-        texts: Mapping[str, np.ndarray] | None = None, # name -> (L, D) features; None: the pairs' own files
+        texts: Mapping[str, np.ndarray] | None = None, # name -> (L, D) or (1, L, D) features; None: the pairs' own files
+        encoder: str | None = None,                  # name of the text encoder; features of another one are refused
         seed: int = 0,                               # with epoch and index it decides all randomness
         cache: bool = True,                          # keep decoded images and features in memory
     ):
@@ -293,12 +296,15 @@ class FusionDataset(Dataset):
         if min(crop) < 16: raise FilmError(f"crop {crop} is too small: height and width need at least 16 pixels")
         if max_tokens is not None and max_tokens < 1: raise FilmError(f"max_tokens must be at least 1, found {max_tokens}")
         if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
-        self.source = _Packed(pairs) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, cache)
+        self.source = _Packed(pairs, encoder) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, encoder, cache)
         self.task, self.mode, self.crop, self.flips = get_task(task), mode, tuple(crop), flips
         self.max_tokens, self.seed, self.epoch = max_tokens, seed, 0
-        if not len(self): raise FilmError("there are no pairs")
-        silent = [name for index, name in enumerate(self.names) if not self.source.has_text(index)]
-        if silent: raise FilmError(f"{len(silent)} of {len(self)} pairs have no text features: {', '.join(silent[:5])}{' ...' if len(silent) > 5 else ''}")
+
+    @property
+    def encoder(self) -> str | None: return self.source.encoder  # name of the text encoder, None for `texts` of unnamed origin
+
+    @property
+    def text_width(self) -> int: return self.source.width        # D
 
     @property
     def names(self) -> list[str]: return self.source.names
@@ -345,15 +351,17 @@ def pack(
     task: str | Task,
     mode: str = "paper",       # 'paper': 288x384, medical images at their own size; 'whole': all at their own size, to crop from later
     texts: Mapping[str, np.ndarray] | None = None, # name -> (L, D) features; None: the pairs' own files
+    encoder: str | None = None, # name of the text encoder, kept in the file; None: as the feature files say
 ) -> int:                      # bytes written
     "Packs pairs for training: images (1, H, W) float32 in [0, 1], text (1, L, D) float32. Written atomically."
     if mode == "crop": raise FilmError("pack whole images ('paper' or 'whole') and crop when reading")
-    dataset = FusionDataset(pairs, task, mode, texts=texts, cache=False)
+    dataset = FusionDataset(pairs, task, mode, texts=texts, encoder=encoder, cache=False)
     twice = sorted({name for name in dataset.names if dataset.names.count(name) > 1})
     if twice: raise FilmError(f"a packed file needs one sample a name, these come twice: {', '.join(twice[:5])}")
     with atomic_write(path) as temporary:
         try:
             with _h5py().File(temporary, "w") as file:
+                if dataset.encoder: file.attrs["encoder"] = dataset.encoder
                 for item in tqdm(dataset, desc="packing", disable=None):
                     for group, value in zip(_Packed.groups, (item["a"], item["b"], item["text"][None])):
                         file.require_group(group).create_dataset(item["name"], data=value.numpy())
