@@ -267,7 +267,7 @@ class _Packed:
     def __getitem__(self, index):
         name = self.names[index]
         try: a, b, text = (self._open()[group][name][()] for group in self.groups)
-        except OSError as e: raise FilmError(f"{self.path}: {name} cannot be read ({e})".splitlines()[0]) from None
+        except (OSError, KeyError, TypeError, AttributeError) as e: raise FilmError(f"{self.path}: {name} cannot be read ({e})".splitlines()[0]) from None
         if a.shape != b.shape or a.ndim != 3 or a.shape[0] != 1:
             raise FilmError(f"{self.path}: {name} must have two images (1, H, W), found {a.shape} and {b.shape}")
         if not (np.isfinite(a).all() and np.isfinite(b).all() and min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1):
