@@ -15,6 +15,7 @@ import zlib
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib import import_module
+from inspect import signature
 from typing import Protocol
 
 import cv2
@@ -463,26 +464,32 @@ class MeasuredWriter:
 
 # %% ../nbs/01_text_generation.ipynb #70f8c0fe
 COMPONENTS = {
-    "dense":     {"measured": "film.text:LightRegions", "objects": "film.objects:ObjectRegions"},
-    "segmenter": {"grabcut": "film.objects:GrabCutSegmenter"},
-    "captioner": {"measured": "film.text:MeasuredCaptioner"},
-    "writer":    {"measured": "film.text:MeasuredWriter"},
+    "dense":     {"measured": "film.text:LightRegions", "objects": "film.objects:ObjectRegions",
+                  "florence2": "film.components:Florence2DenseCaptioner", "grit": "film.components:GritResults"},
+    "segmenter": {"grabcut": "film.objects:GrabCutSegmenter", "sam": "film.components:SamSegmenter"},
+    "captioner": {"measured": "film.text:MeasuredCaptioner", "blip2": "film.components:Blip2Captioner"},
+    "writer":    {"measured": "film.text:MeasuredWriter", "openai": "film.prompting:OpenAIWriter"},
 }
 
 @lru_cache
 def _built(path, **options):
     module, name = path.split(":")
-    return getattr(import_module(module), name)(**options)
+    build = getattr(import_module(module), name)
+    taken = signature(build).parameters
+    if "model" in options and "model" not in taken: raise FilmError(f"{name} has no model to choose: leave out ':{options['model']}'")
+    try: return build(**{option: value for option, value in options.items() if option in taken})
+    except TypeError as error: raise FilmError(f"{name}: {error}") from None
 
 def get_component(
     role: str,          # 'dense', 'segmenter', 'captioner' or 'writer'
     name: str,          # one of COMPONENTS[role], perhaps with ':' and a model's hub id or folder
-    **options,          # for its constructor, such as device and dtype
+    **options,          # for its constructor, such as device and dtype; those that it does not take are left out
 ):
     "The component of that name, built on first use and kept; `FilmError` names the choices."
     name, _, model = str(name).partition(":")
     if name not in COMPONENTS[role]: raise FilmError(f"unknown {role} {name!r}: choose one of {', '.join(COMPONENTS[role])}")
-    return _built(COMPONENTS[role][name], **options, **(dict(model=model) if model else {}))
+    if model: options["model"] = model
+    return _built(COMPONENTS[role][name], **options)
 
 # %% ../nbs/01_text_generation.ipynb #d114091c
 def measure_in_masks(
