@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .core import FilmError, to_uint8_rgb
-from .text import Description, Mask, Region, region_facts
+from .text import Description, Mask, Region, quietly, region_facts
 
 # %% ../nbs/01c_research_components.ipynb #5f489c55
 def model_id(
@@ -51,8 +51,6 @@ def load_pretrained(
 ):               # (processor, network in eval mode)
     "A processor and a network from a hub id or a local folder; `FilmError` if they cannot be had."
     from transformers import AutoProcessor
-
-    from film.encoding import quietly
     local = Path(model).is_dir()
     try:
         with quietly():
@@ -152,6 +150,7 @@ class Florence2DenseCaptioner:
 # %% ../nbs/01c_research_components.ipynb #9a25a85a
 class GritResults:
     "Dense captioner: results of GRiT from a JSON file."
+    by_image_name = True  # the answer depends on how the image is called, not only on what it shows
     def __init__(self,
         model: str,              # the JSON file
         least_score: float = 0.5, # regions below are left out
@@ -162,7 +161,7 @@ class GritResults:
     def name(self) -> str: return f"grit:{model_id(self.path)},{self.least}"
 
     @cached_property
-    def by_name(self) -> dict[str, list[tuple[str, list, float]]]:
+    def items(self) -> dict[str, list[tuple[str, list, float]]]:
         "Image name -> (label, box xyxy, score)."
         try: content = json.loads(self.path.read_text(encoding="utf-8"))
         except OSError as error: raise FilmError(f"{self.path}: cannot be read ({error.strerror})") from None
@@ -189,8 +188,8 @@ class GritResults:
 
     def regions(self, description: Description) -> list[Region]:
         "The image's checked phrases with boxes, the surest first."
-        if description.name not in self.by_name: raise FilmError(f"{self.path}: has no image called {description.name}")
-        items = sorted((item for item in self.by_name[description.name] if item[2] >= self.least), key=lambda item: -item[2])
+        if description.name not in self.items: raise FilmError(f"{self.path}: has no image called {description.name}")
+        items = sorted((item for item in self.items[description.name] if item[2] >= self.least), key=lambda item: -item[2])
         labels, boxes, scores = zip(*items) if items else ((), (), ())
         return checked_regions(description.image, labels, boxes, list(scores), "grit")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'SUBJECT', 'MOST_FACTS', 'REFUSAL', 'PRICES', 'PromptSet', 'facts_text', 'conversations', 'InvalidReply',
-           'check_reply', 'count_tokens', 'BudgetReached', 'Budget', 'OpenAIWriter']
+           'check_reply', 'count_tokens', 'ServiceError', 'BudgetReached', 'Budget', 'OpenAIWriter']
 
 # %% ../nbs/01d_prompting.ipynb #e7331623
 import base64, json, os, re, threading
@@ -142,7 +142,10 @@ def count_tokens(
     return total
 
 # %% ../nbs/01d_prompting.ipynb #00171972
-class BudgetReached(FilmError):
+class ServiceError(FilmError):
+    "The service will not serve the next image either; a run over many stops, keeps what it has, and can be resumed."
+
+class BudgetReached(ServiceError):
     "The next call might exceed the budget; what was written stays and the run can be resumed."
 
 class Budget:
@@ -184,6 +187,7 @@ class Budget:
 # %% ../nbs/01d_prompting.ipynb #9aa91642
 class OpenAIWriter:
     "Writer: a chat model behind OpenAI's interface."
+    parallel = True  # several threads may write at once
     def __init__(self,
         model: str = "gpt-4o-mini",    # as the server calls it
         base_url: str | None = None,   # e.g. http://127.0.0.1:11434/v1; None: OPENAI_BASE_URL or OpenAI itself
@@ -258,11 +262,11 @@ class OpenAIWriter:
             used = (usage.prompt_tokens, usage.completion_tokens) if usage else (count_tokens(messages), self._expected_out)
             if not choices: raise InvalidReply("it was not a chat completion (is base_url right?)")
             return choices[0]
-        except (openai.AuthenticationError, openai.PermissionDeniedError): raise FilmError(f"{name}: the server refuses the key in OPENAI_API_KEY") from None
-        except openai.NotFoundError: raise FilmError(f"{name}: the server knows no model {self.model!r} at this address") from None
-        except openai.RateLimitError: raise FilmError(f"{name}: still too many requests, or no quota, after {self.max_retries} retries; lower concurrency or wait, then resume") from None
-        except openai.APITimeoutError: raise FilmError(f"{name}: no answer within {self.timeout:g} s, {self.max_retries + 1} times; is the server up?") from None
-        except openai.APIConnectionError: raise FilmError(f"{name}: the server cannot be reached; check base_url and the network") from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError): raise ServiceError(f"{name}: the server refuses the key in OPENAI_API_KEY") from None
+        except openai.NotFoundError: raise ServiceError(f"{name}: the server knows no model {self.model!r} at this address") from None
+        except openai.RateLimitError: raise ServiceError(f"{name}: still too many requests, or no quota, after {self.max_retries} retries; lower concurrency or wait, then resume") from None
+        except openai.APITimeoutError: raise ServiceError(f"{name}: no answer within {self.timeout:g} s, {self.max_retries + 1} times; is the server up?") from None
+        except openai.APIConnectionError: raise ServiceError(f"{name}: the server cannot be reached; check base_url and the network") from None
         except openai.APIStatusError as error: raise FilmError(f"{name}: the server answers {error.status_code}: {self._without_key(error.message)}") from None
         except (json.JSONDecodeError, openai.APIError): raise InvalidReply("it was not JSON (is base_url right?)") from None
         finally: self.budget.settle(held, *used) if used else self.budget.release(held)

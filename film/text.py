@@ -8,10 +8,11 @@ __all__ = ['HUES', 'MEASURED_SIDE', 'REGION_SIDE', 'PLACES', 'SUBJECTS', 'IRREGU
            'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions', 'Description', 'light_word',
            'contrast_word', 'blur_word', 'place_word', 'plural', 'region_phrase', 'measured_caption', 'write_paragraph',
            'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions', 'MeasuredCaptioner', 'MeasuredWriter',
-           'get_component', 'measure_in_masks', 'describe']
+           'quietly', 'get_component', 'measure_in_masks', 'describe']
 
 # %% ../nbs/01_text_generation.ipynb #e41a2c20
 import zlib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -447,20 +448,32 @@ class Writer(Protocol):
 # %% ../nbs/01_text_generation.ipynb #56cd7f2b
 class LightRegions:
     "Dense captioner: bright and dark areas, see `light_regions`."
-    name = "light-regions/1"
+    name, cheap = "light-regions/1", True  # cheap: not worth a place in the cache
     def regions(self, description: Description) -> list[Region]: return light_regions(description.image)
 
 # %% ../nbs/01_text_generation.ipynb #9de4aead
 class MeasuredCaptioner:
     "Captioner: light, kind of image, contrast and what was found, see `measured_caption`."
-    name = "measured-caption/1"
+    name, cheap = "measured-caption/1", True
     def caption(self, description: Description) -> str: return measured_caption(description)
 
 # %% ../nbs/01_text_generation.ipynb #143051a7
 class MeasuredWriter:
     "Writer: one sentence for each kind of fact, see `write_paragraph`."
-    name = "measured-writer/1"
+    name, cheap = "measured-writer/1", True
     def write(self, description: Description) -> str: return write_paragraph(description)
+
+# %% ../nbs/01_text_generation.ipynb #0459e206
+@contextmanager
+def quietly():
+    "While it lasts, transformers shows no progress bars and notes: loading either works or raises."
+    from transformers.utils import logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error(); logging.disable_progress_bar()
+    try: yield
+    finally:
+        logging.set_verbosity(level)
+        if bars: logging.enable_progress_bar()
 
 # %% ../nbs/01_text_generation.ipynb #70f8c0fe
 COMPONENTS = {

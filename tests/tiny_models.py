@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from film.encoding import quietly
+from film.text import quietly
 
 WORDS = ("a an the photo of picture image is on in at with and car person road tree dark bright infrared visible man street night light two one three "
          "resolution x red green building sky what this word").split()
