@@ -4,36 +4,44 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'PAPER_METRICS', 'gray_levels', 'entropy', 'standard_deviation', 'spatial_frequency', 'average_gradient',
-           'mutual_information', 'mse', 'correlation', 'psnr', 'scd', 'ssim', 'vif', 'qabf', 'Metric', 'get_metrics',
-           'metrics']
+           'mutual_information', 'mse', 'correlation', 'psnr', 'scd', 'ssim', 'vif', 'qabf', 'fmi', 'nabf', 'qcb',
+           'ms_ssim', 'mef_ssim', 'Metric', 'get_metrics', 'metrics', 'batch_metrics']
 
 # %% ../nbs/08_evaluation.ipynb #313422a1
-import os
-from dataclasses import dataclass
-from typing import Callable
+import csv, json, os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Mapping
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
 
-from .core import FilmError, as_image, to_gray
+from .core import FilmError, as_image, atomic_write, contact_sheet, read_image, to_gray, write_image
+from .data import Pair, list_images
 
 # %% ../nbs/08_evaluation.ipynb #7cba4622
 def gray_levels(
     image: str | os.PathLike | np.ndarray, # a path or an array that `film.core.check_image` accepts
     name: str = "image",                   # how to call it in an error message
 ) -> np.ndarray:                           # (H, W) float64 in 0..255
-    "The image's luma on the scale 0..255: whole numbers for uint8, fractions for uint16 and float."
-    image = as_image(image, name)
-    levels = to_gray(image).astype(np.float64) * 255
-    return np.rint(levels) if image.dtype == np.uint8 else levels
+    "The image's luma on the scale 0..255; a value within 1e-4 of a whole number is that number."
+    levels = to_gray(as_image(image, name)).astype(np.float64) * 255
+    whole = np.rint(levels)
+    return np.where(np.abs(levels - whole) < 1e-4, whole, levels)
 
 # %% ../nbs/08_evaluation.ipynb #b5a36b6c
-def _arrays(*images: np.ndarray) -> list[np.ndarray]:
-    "The images as float64, or `FilmError` if they are not finite (H, W) arrays of one shape."
+def _arrays(*images: np.ndarray, least: int = 1) -> list[np.ndarray]:
+    "The images as float64, or `FilmError` if they are not finite (H, W) arrays of one shape with sides of at least `least` pixels."
     images = [np.ascontiguousarray(image, np.float64) for image in images]
     for image in images:
-        if image.ndim != 2 or image.size == 0: raise FilmError(f"a metric takes gray (H, W) images, got shape {image.shape}; see gray_levels")
-        if image.shape != images[0].shape: raise FilmError(f"the images differ in size: {' and '.join(str(i.shape) for i in images)} (height, width)")
+        if image.ndim != 2: raise FilmError(f"a metric takes gray (H, W) images, got shape {image.shape}; see gray_levels")
+        if image.shape != images[0].shape: raise FilmError(f"the images differ in size: {' and '.join(f'{i.shape[1]}x{i.shape[0]}' for i in images)}")
+        if min(image.shape) < least: raise FilmError(f"{image.shape[1]}x{image.shape[0]} pixels: this metric's window needs {least} pixels a side")
         if not np.isfinite(image.sum()): raise FilmError("an image contains NaN or infinite values")
     return images
 
@@ -43,7 +51,7 @@ def entropy(
 ) -> float:
     """EN = -sum p log2 p over the 256-bin histogram p of the rounded image.
 
-    0..8 bits, higher is better; 0 for a constant image. Roberts, van Aardt & Ahmed, J. Appl. Remote Sensing 2, 2008."""
+    0..8 bits, higher is better; 0 for a constant image. Roberts, van Aardt & Ahmed, J. Applied Remote Sensing 2, 2008."""
     fused, = _arrays(fused)
     counts = np.bincount(_levels(fused).ravel(), minlength=256)
     p = counts[counts > 0] / fused.size
@@ -81,7 +89,7 @@ def average_gradient(
     0..255 gray levels a pixel, higher is better; a direction with one pixel counts 0. Cui et al., Optics Communications 341, 2015."""
     fused, = _arrays(fused)
     squares = sum(np.square(np.gradient(fused, axis=axis)) for axis in (0, 1) if fused.shape[axis] > 1)
-    return float(np.sqrt(squares / 2).mean())
+    return float(np.sqrt(np.divide(squares, 2)).mean())
 
 # %% ../nbs/08_evaluation.ipynb #7713d814
 def mutual_information(
@@ -109,7 +117,8 @@ def mse(
 ) -> float:
     """MSE = (mean((A - F)^2) + mean((B - F)^2)) / 2.
 
-    0..65025 squared gray levels, lower is better; the average of the sources has the least. Jagalingam & Hegde, Aquatic Procedia 4, 2015."""
+    0..65025 squared gray levels, lower is better; the average of the sources has the least.
+    Jagalingam & Hegde, Aquatic Procedia 4, 2015."""
     fused, a, b = _arrays(fused, a, b)
     return float((np.square(a - fused).mean() + np.square(b - fused).mean()) / 2)
 
@@ -126,7 +135,7 @@ def correlation(
     return float((_pearson(a, fused) + _pearson(b, fused)) / 2)
 
 def _pearson(x, y):
-    x, y = (x - x.mean()).ravel(), (y - y.mean()).ravel()
+    x, y = x - x.mean(), y - y.mean()
     xx, yy = np.square(x).sum(), np.square(y).sum()
     flat = 1e-18 * x.size  # a standard deviation of 1e-9 gray levels is rounding, not structure
     return (x * y).sum() / np.sqrt(xx * yy) if xx > flat and yy > flat else 0.0
@@ -157,7 +166,7 @@ def scd(
     fused, a, b = _arrays(fused, a, b)
     return float(_pearson(a, fused - b) + _pearson(b, fused - a))
 
-# %% ../nbs/08_evaluation.ipynb #bbb9f137
+# %% ../nbs/08_evaluation.ipynb #d8065325
 def ssim(
     fused: np.ndarray, # (H, W), gray levels 0..255
     a: np.ndarray,     # the same shape
@@ -169,8 +178,8 @@ def ssim(
     identical images. A side below 7 pixels shrinks the window to it. Wang et al., IEEE Trans. Image Processing 13, 2004."""
     fused, a, b = _arrays(fused, a, b)
     height, width = (min(7, side) for side in fused.shape)
-    valid = tuple(slice(n // 2, side - (n - 1) // 2) for n, side in zip((height, width), fused.shape))
-    def mean(x): return cv2.boxFilter(x, -1, (width, height), borderType=cv2.BORDER_REFLECT)[valid]
+    inside = tuple(slice(n // 2, side - (n - 1) // 2) for n, side in zip((height, width), fused.shape))
+    def mean(x): return cv2.boxFilter(x, -1, (width, height), borderType=cv2.BORDER_REFLECT)[inside]
     n = height * width
     unbias = n / max(1, n - 1)
     mean_f, c1, c2 = mean(fused), 2.55**2, 7.65**2
@@ -184,7 +193,7 @@ def ssim(
         total += ((2 * cross + c1) * (2 * cov + c2) / ((square_x + square_f + c1) * (var_x + var_f + c2))).mean()
     return float(total)
 
-# %% ../nbs/08_evaluation.ipynb #d8065325
+# %% ../nbs/08_evaluation.ipynb #f81412a5
 def vif(
     fused: np.ndarray, # (H, W), gray levels 0..255
     a: np.ndarray,     # the same shape
@@ -192,44 +201,38 @@ def vif(
 ) -> float:
     """VIF = VIFp(A, F) + VIFp(B, F), the pixel-domain visual information fidelity; the column "VIF" of the paper's tables.
 
-    VIFp(X, F) = sum log10(1 + g^2 s_X^2 / (s_V^2 + 2)) / sum log10(1 + s_X^2 / 2) over pixels and 4 scales, where F = g X + V locally:
+    VIFp(X, F) = sum log(1 + g^2 s_X^2 / (s_V^2 + 2)) / sum log(1 + s_X^2 / 2) over pixels and 4 scales, where F = g X + V locally:
     g = s_XF / s_X^2, s_V^2 = s_F^2 - g s_XF, moments in Gaussian windows of 17, 9, 5, 3 pixels (sigma N/5, 'valid' borders); from the second
-    scale on both images are blurred with that window and decimated by 2. About 0..2 (more if contrast is enhanced), higher is better. VIFp is 1
-    where it is undefined: a constant source, or an image too small for the first window (17 pixels). Sheikh & Bovik, IEEE Trans. Image
-    Processing 15, 2006."""
-    images, sources = _arrays(fused, a, b), (1, 2)
+    scale on both images are first blurred with that window and decimated by 2. About 0..2 (more if contrast is enhanced), higher is better.
+    VIFp is 1 where it is undefined: a constant source, or an image too small for every window (up to 16 pixels).
+    Sheikh & Bovik, IEEE Trans. Image Processing 15, 2006."""
+    images = _arrays(fused, a, b)
     kept, there = np.zeros(3), np.zeros(3)
-    for scale, n in enumerate((17, 9, 5, 3)):
-        x = np.arange(n) - n // 2
-        kernel = np.exp(-x * x / (2 * (n / 5) ** 2))
-        kernel /= kernel.sum()
+    for scale, kernel in enumerate(_vif_kernels()):
+        n = len(kernel)
         inside = slice(n // 2, -(n // 2))
         def blur(image): return cv2.sepFilter2D(image, -1, kernel, kernel)[inside, inside]
         if scale and min(images[0].shape) >= n: images = [np.ascontiguousarray(blur(image)[::2, ::2]) for image in images]
         if min(images[0].shape) < n: break
         f = images[0]
         mean_f = blur(f)
-        var_f = np.maximum(blur(f * f) - mean_f * mean_f, 0)
-        for k in sources:
+        var_f = blur(f * f) - mean_f * mean_f
+        for k in (1, 2):
             mean_x = blur(images[k])
-            var_x = np.maximum(blur(images[k] * images[k]) - mean_x * mean_x, 0)
-            cov = blur(images[k] * f) - mean_x * mean_f
-            flat_x, flat_f = var_x < 1e-10, var_f < 1e-10
-            gain = cov / (var_x + 1e-10)
-            noise = var_f - gain * cov
-            noise[flat_x] = var_f[flat_x]
-            noise[flat_f] = 0
-            gain[flat_x | flat_f] = 0
-            var_x[flat_x] = 0
-            opposed = gain < 0  # a negative gain is no information, all of F is noise there
-            noise[opposed] = var_f[opposed]
-            gain[opposed] = 0
-            np.maximum(noise, 1e-10, out=noise)
-            kept[k] += np.log10(1 + gain * gain * var_x / (noise + 2)).sum()
-            there[k] += np.log10(1 + var_x / 2).sum()
-    return float(sum(kept[k] / there[k] if there[k] > 0 else 1.0 for k in sources))
+            var_x, cov = blur(images[k] * images[k]) - mean_x * mean_x, blur(images[k] * f) - mean_x * mean_f
+            gain = cov / (np.maximum(var_x, 0) + 1e-10)
+            signal = gain * gain * var_x / (np.maximum(var_f - gain * cov, 1e-10) + 2)
+            signal[(var_x < 1e-10) | (var_f < 1e-10) | (cov < 0)] = 0  # flat or opposed: nothing of X is in F
+            var_x[var_x < 1e-10] = 0
+            kept[k] += cv2.log(1 + signal).sum()
+            there[k] += cv2.log(1 + var_x / 2).sum()
+    return float(sum(kept[k] / there[k] if there[k] > 0 else 1.0 for k in (1, 2)))
 
-# %% ../nbs/08_evaluation.ipynb #f81412a5
+def _vif_kernels():
+    kernels = [np.exp(-np.square(np.arange(n) - n // 2) / (2 * (n / 5) ** 2)) for n in (17, 9, 5, 3)]
+    return [kernel / kernel.sum() for kernel in kernels]
+
+# %% ../nbs/08_evaluation.ipynb #4be95976
 def qabf(
     fused: np.ndarray, # (H, W), gray levels 0..255
     a: np.ndarray,     # the same shape
@@ -239,67 +242,259 @@ def qabf(
 
     g and angle t = atan(gy / gx) in (-pi/2, pi/2] from 3x3 Sobel filters with zero padding (the angle does not wrap);
     Q_XF = 0.9994 / (1 + exp(-15 (G - 0.5))) * 0.9879 / (1 + exp(-22 (T - 0.8))), G = the smaller strength over the larger (where they are
-    equal: the strength itself), T = 1 - |t_X - t_F| / (pi/2). 0..0.9874, higher is better; 0 where the sources have no edge at all (both black).
+    equal: the strength itself), T = 1 - |t_X - t_F| / (pi/2). 0..0.98, higher is better; 0 where the sources have no edge at all (both black).
     Xydeas & Petrovic, Electronics Letters 36, 2000."""
     fused, a, b = _arrays(fused, a, b)
     strength_f, angle_f = _edges(fused)
     kept = there = 0.0
-    for strength, angle in (_edges(a), _edges(b)):
-        kept += (_edge_preservation(strength, angle, strength_f, angle_f) * strength).sum()
+    for x in (a, b):
+        strength, angle = _edges(x)
+        low, high = np.minimum(strength, strength_f), np.maximum(strength, strength_f)
+        equal = low == high
+        high[equal] = 1
+        ratio = low / high
+        alignment = 1 - np.abs(angle - angle_f) / (np.pi / 2)
+        quality = 0.9994 * 0.9879 / ((1 + cv2.exp(-15 * (ratio - 0.5))) * (1 + cv2.exp(-22 * (alignment - 0.8))))
+        kept += (quality * strength).sum()
         there += strength.sum()
     return float(kept / there) if there > 0 else 0.0
 
 def _edges(image):
-    gx = cv2.Sobel(image, -1, 1, 0, borderType=cv2.BORDER_CONSTANT)
-    gy = cv2.Sobel(image, -1, 0, 1, borderType=cv2.BORDER_CONSTANT)
+    gx, gy = (cv2.Sobel(image, -1, *order, borderType=cv2.BORDER_CONSTANT) for order in ((1, 0), (0, 1)))
     upright = gx == 0
-    angle = np.arctan(-gy / np.where(upright, 1, gx))
+    strength = np.sqrt(gx * gx + gy * gy)
+    gx[upright] = 1
+    angle = np.arctan(-gy / gx)  # y upwards
     angle[upright] = np.pi / 2
-    return np.sqrt(gx * gx + gy * gy), angle
+    return strength, angle
 
-def _edge_preservation(strength, angle, strength_f, angle_f):
-    low, high = np.minimum(strength, strength_f), np.maximum(strength, strength_f)
-    ratio = np.where(low == high, low, low / np.where(high == 0, 1, high))
-    alignment = 1 - np.abs(angle - angle_f) / (np.pi / 2)
-    return 0.9994 * 0.9879 / ((1 + np.exp(-15 * (ratio - 0.5))) * (1 + np.exp(-22 * (alignment - 0.8))))
+# %% ../nbs/08_evaluation.ipynb #25075388
+def fmi(
+    fused: np.ndarray, # (H, W), gray levels 0..255, at least 3 pixels a side
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> float:
+    """FMI (pixel) = mean over 3x3 windows of (NMI(A, F) + NMI(B, F)) / 2, NMI = 2 (H(X) + H(F) - H(X, F)) / (H(X) + H(F)).
+
+    0..1, higher is better. Equal windows count 1; a constant window is a uniform distribution and shares nothing with another.
+    Haghighat, Aghagolzadeh & Seyedarabi, Computers & Electrical Engineering 37, 2011; Haghighat & Razian, AICT 2014."""
+    windows = [np.lib.stride_tricks.sliding_window_view(x, (3, 3)).transpose(3, 2, 0, 1).reshape(9, -1) for x in _arrays(fused, a, b, least=3)]
+    total, count, block = 0.0, windows[0].shape[1], 1024  # 9 x 9 x 1024 floats stay in the cache
+    for start in range(0, count, block):
+        f, *sources = (w[:, start:start + block] for w in windows)
+        total += sum(_window_information(x, f).sum() for x in sources)
+    return float(total / (2 * count))
+
+def _window_information(x, y):
+    "Normalised mutual information of windows, (9, N) and (9, N) gray levels -> (N,)."
+    def distribution(w):
+        spread = np.ptp(w, axis=0)
+        p = np.where(spread == 0, 1.0, (w - w.min(0)) / np.where(spread == 0, 1, spread))
+        return p / p.sum(0), spread > 0
+    def entropy(p):
+        p = p.reshape(-1, p.shape[-1])
+        return -(p * cv2.log(np.abs(p) + 1e-300)).sum(0)
+    def deviation(p): return np.sqrt(np.maximum((place**2 * p).sum(0) - (place * p).sum(0) ** 2, 0))
+    (p, varied_x), (q, varied_y) = distribution(x), distribution(y)
+    place = np.arange(1, 10)[:, None]
+    up, uq = np.cumsum(p, 0), np.cumsum(q, 0)
+    cp, cq = p - 1 / 9, q - 1 / 9
+    size = np.sqrt(np.square(cp).sum(0) * np.square(cq).sum(0))
+    related = varied_x & varied_y
+    c = np.where(related, (cp * cq).sum(0) / np.where(related, size, 1), 0)
+    # places of y as intervals of [0, 1], from above if the windows are opposed; the extreme coupling is their overlap with x's intervals
+    low, high = np.where(c < 0, 1 - uq, uq - q), np.where(c < 0, 1 - uq + q, uq)
+    extreme = np.maximum(np.minimum(up[:, None], high) - np.maximum((up - p)[:, None], low), 0)
+    joint_cdf = np.where(c < 0, np.maximum(up[:, None] + uq - 1, 0), np.minimum(up[:, None], uq))
+    covariance = (joint_cdf - up[:, None] * uq).sum((0, 1))  # Hoeffding's formula
+    usable = related & (np.abs(covariance) > 1e-15)
+    share = np.where(usable, c * deviation(p) * deviation(q) / np.where(usable, covariance, 1), 0)
+    joint = share * extreme + (1 - share) * p[:, None] * q
+    both = entropy(p) + entropy(q)
+    shared = both - entropy(joint)
+    return np.where((x == y).all(0), 1, np.where(both > 0, 2 * shared / np.where(both > 0, both, 1), 0))
+
+# %% ../nbs/08_evaluation.ipynb #bf04accf
+def nabf(
+    fused: np.ndarray, # (H, W), gray levels 0..255
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> float:
+    """Nabf = sum over places with g_F > g_A and g_F > g_B of ((1 - Q_AF) w_A + (1 - Q_BF) w_B) / sum(w_A + w_B): the share of artefacts.
+
+    g from 3x3 Sobel filters / 8 with periodic borders; w = g^1.5 where g >= 2, else 0.001; Q = sqrt(Q_g Q_t),
+    Q_g = 0.9999 / (1 + exp(-19 (G - 0.5))), Q_t = 0.9995 / (1 + exp(-22 (T - 0.5))), G = the smaller strength over the larger (0 if either is 0),
+    T = | |t_X - t_F| - pi/2 | / (pi/2). 0..1, lower is better. Shreyamsha Kumar, Signal, Image and Video Processing 7, 2013, after Petrovic & Xydeas 2005."""
+    fused, a, b = _arrays(fused, a, b)
+    strength_f, angle_f = _periodic_edges(fused)
+    added, lost, weights = np.ones(fused.shape, bool), 0.0, 0.0
+    for x in (a, b):
+        strength, angle = _periodic_edges(x)
+        added &= strength_f > strength
+        ratio = np.minimum(strength, strength_f) / np.maximum(np.maximum(strength, strength_f), 1e-300)
+        alignment = np.abs(np.abs(angle - angle_f) - np.pi / 2) / (np.pi / 2)
+        quality = np.sqrt(0.9999 * 0.9995 / ((1 + cv2.exp(-19 * (ratio - 0.5))) * (1 + cv2.exp(-22 * (alignment - 0.5)))))
+        weight = np.where(strength >= 2, strength**1.5, 0.001)
+        lost, weights = lost + (1 - quality) * weight, weights + weight.sum()
+    return float(lost[added].sum() / weights)
+
+def _periodic_edges(image):
+    image = np.pad(image, 1, mode="wrap")
+    gx, gy = (cv2.Sobel(image, -1, *order, scale=1 / 8)[1:-1, 1:-1] for order in ((1, 0), (0, 1)))
+    angle = np.arctan(gy / np.where(gx == 0, 1, gx))
+    return np.sqrt(gx * gx + gy * gy), np.where(gx == 0, np.sign(gy) * np.pi / 2, angle)
+
+# %% ../nbs/08_evaluation.ipynb #f1eb118e
+def qcb(
+    fused: np.ndarray, # (H, W), gray levels 0..255
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> float:
+    """Qcb = mean of l_A Q_AF + l_B Q_BF, where Q_XF is the smaller local contrast over the larger and l_X = c_X^2 / (c_A^2 + c_B^2).
+
+    Each image is stretched to 0..255 and rounded, and filtered with the contrast sensitivity exp(-(r / 15.387)^2) - 0.7622 exp(-(r / 1.3456)^2) of the
+    radial frequency r (the image is 30 periods of the highest frequency wide). Contrast C = |G(2) / G(4) - 1| of Gaussian blurs (31x31, zero padding),
+    masked: c = C^3 / (C^2 + 0.0001). 0..1, higher is better. Equal contrasts (both 0 too) count 1, equal weights where neither source has any.
+    Chen & Blum, Image and Vision Computing 27, 2009."""
+    fused, a, b = _arrays(fused, a, b)
+    c_f, c_a, c_b = map(_visible_contrast, (fused, a, b))
+    def kept(c):
+        high = np.maximum(c, c_f)
+        return np.where(high == 0, 1, np.minimum(c, c_f) / np.where(high == 0, 1, high))
+    total = c_a * c_a + c_b * c_b
+    weight_a = np.where(total == 0, 0.5, c_a * c_a / np.where(total == 0, 1, total))
+    return float((weight_a * kept(c_a) + (1 - weight_a) * kept(c_b)).mean())
+
+def _visible_contrast(image):
+    low, spread = image.min(), np.ptp(image)
+    if spread > 0: image = np.rint((image - low) / spread * 255)
+    height, width = image.shape
+    r2 = np.square(np.fft.fftfreq(height) * height / 15)[:, None] + np.square(np.fft.rfftfreq(width) * width / 15)
+    sensitivity = np.exp(-r2 / 15.387**2) - 0.7622 * np.exp(-r2 / 1.3456**2)
+    image = np.fft.irfft2(np.fft.rfft2(image) * sensitivity, s=image.shape)
+    def blur(sigma):
+        kernel = np.exp(-np.square(np.arange(-15, 16)) / (2 * sigma**2)) / (np.sqrt(2 * np.pi) * sigma)
+        return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_CONSTANT)
+    narrow, wide = blur(2), blur(4)
+    contrast = np.where(wide == 0, 0, np.abs(narrow / np.where(wide == 0, 1, wide) - 1))
+    return contrast**3 / (contrast**2 + 1e-4)
+
+# %% ../nbs/08_evaluation.ipynb #a2cdc3a3
+def ms_ssim(
+    fused: np.ndarray, # (H, W), gray levels 0..255, at least 11 pixels a side
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> float:
+    """MS-SSIM(A, F) + MS-SSIM(B, F), MS-SSIM = l_5^0.1333 * prod over scales of cs_s^w_s, w = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333.
+
+    l and cs: luminance and contrast-structure terms of SSIM, averaged (cs at least 0), 11x11 Gaussian windows with sigma 1.5 inside the
+    image; a scale is the mean of 2x2 pixels of the one before. Scales that are smaller than the window are left out, and the weights divided by their sum. 0..2, higher is better;
+    2 for identical images. Wang, Simoncelli & Bovik, Asilomar Conference on Signals 2003."""
+    images = _arrays(fused, a, b, least=11)
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
+    structure, c1, c2 = [], 2.55**2, 7.65**2
+    while len(structure) < 5 and min(images[0].shape) >= 11:
+        if structure: images = [_halve(image) for image in images]
+        if min(images[0].shape) < 11: break
+        mean_f, mean_a, mean_b = map(_gauss11, images)
+        var_f = _gauss11(images[0] ** 2) - mean_f**2
+        terms = []
+        for x, mean_x in zip(images[1:], (mean_a, mean_b)):
+            var_x, cov = _gauss11(x * x) - mean_x**2, _gauss11(x * images[0]) - mean_x * mean_f
+            luminance = ((2 * mean_x * mean_f + c1) / (mean_x**2 + mean_f**2 + c1)).mean()
+            terms.append((max(0.0, ((2 * cov + c2) / (var_x + var_f + c2)).mean()), luminance))
+        structure.append(terms)
+    weights = weights[:len(structure)] / weights[:len(structure)].sum()
+    return float(sum(structure[-1][k][1] ** weights[-1] * np.prod([terms[k][0] ** w for terms, w in zip(structure, weights)]) for k in (0, 1)))
+
+def _gauss11(image): return cv2.GaussianBlur(image, (11, 11), 1.5)[5:-5, 5:-5]
+
+def _halve(image): return np.ascontiguousarray(cv2.blur(image, (2, 2), anchor=(0, 0), borderType=cv2.BORDER_REFLECT)[::2, ::2])
+
+# %% ../nbs/08_evaluation.ipynb #afca60c6
+def mef_ssim(
+    fused: np.ndarray, # (H, W), gray levels 0..255, at least 11 pixels a side
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> float:
+    """MEF-SSIM = prod over 3 scales of q_s^w_s, w proportional to 0.0448, 0.2856, 0.3001; q = mean of (2 s_RF + c) / (s_R^2 + s_F^2 + c), c = 7.65^2.
+
+    R is the wished-for patch of 11x11 pixels: the unit directions of both sources' patches, mixed with weights (contrast / 11)^p, p = tan(pi/2 * consistency) up
+    to 10, with the larger contrast of the two. (Co)variances of R and F in a Gaussian window, sigma 1.5. Scales as in `ms_ssim`; q at least 0. 0..1, higher is better. Luminance
+    is not judged. Ma, Zeng & Wang, IEEE Trans. Image Processing 24, 2015 (its form for gray images)."""
+    images = _arrays(fused, a, b, least=11)
+    weights, quality = np.array([0.0448, 0.2856, 0.3001]), []
+    while len(quality) < 3 and min(images[0].shape) >= 11:
+        if quality: images = [_halve(image) for image in images]
+        if min(images[0].shape) < 11: break
+        quality.append(max(0.0, _exposure_structure(*images)))
+    weights = weights[:len(quality)] / weights[:len(quality)].sum()
+    return float(np.prod(np.array(quality) ** weights))
+
+def _exposure_structure(f, a, b):
+    "The mean contrast-structure term between F and the wished-for patches at one scale."
+    def box(x): return cv2.blur(x, (11, 11))[5:-5, 5:-5]
+    box_a, box_b, eps = box(a), box(b), np.finfo(float).eps
+    norm_a, norm_b = (np.sqrt(np.maximum(121 * (box(x * x) - m * m), 0)) for x, m in ((a, box_a), (b, box_b)))  # of the patches without their mean
+    dot = 121 * (box(a * b) - box_a * box_b)
+    norm_sum = np.sqrt(np.maximum(norm_a**2 + norm_b**2 + 2 * dot, 0))
+    consistency = np.clip((norm_sum + eps) / (norm_a + norm_b + eps), eps, 1 - eps)
+    power = np.minimum(np.tan(np.pi / 2 * consistency), 10)
+    contrast_a, contrast_b = norm_a + 0.001, norm_b + 0.001
+    weight_a, weight_b = (contrast_a / 11) ** power + eps, (contrast_b / 11) ** power + eps
+    mix_a, mix_b = weight_a / (weight_a + weight_b) / contrast_a, weight_b / (weight_a + weight_b) / contrast_b
+    norm = np.sqrt(np.maximum((mix_a * norm_a) ** 2 + (mix_b * norm_b) ** 2 + 2 * mix_a * mix_b * dot, 0))
+    scale = np.maximum(contrast_a, contrast_b) / np.where(norm > 0, norm, 1)
+    mix_a, mix_b = scale * mix_a, scale * mix_b
+    mean_f, mean_a, mean_b = map(_gauss11, (f, a, b))
+    var_r = (mix_a**2 * (_gauss11(a * a) - mean_a**2) + mix_b**2 * (_gauss11(b * b) - mean_b**2)
+             + 2 * mix_a * mix_b * (_gauss11(a * b) - mean_a * mean_b))
+    cov = mix_a * (_gauss11(a * f) - mean_a * mean_f) + mix_b * (_gauss11(b * f) - mean_b * mean_f)
+    return ((2 * cov + 7.65**2) / (var_r + _gauss11(f * f) - mean_f**2 + 7.65**2)).mean()
 
 # %% ../nbs/08_evaluation.ipynb #c61503dc
 @dataclass(frozen=True)
 class Metric:
     "One metric as data."
-    name: str                # the column's head in tables
-    title: str               # the words for people
-    function: Callable       # function(fused) or function(fused, a, b) on gray levels 0..255 -> float
-    needs_sources: bool      # whether `function` takes the sources
+    name: str                 # the column's head in tables
+    title: str                # the words for people
+    function: Callable        # function(fused) or function(fused, a, b) on gray levels 0..255 -> float
+    needs_sources: bool       # whether `function` takes the sources
     direction: str = "higher" # 'higher' or 'lower': which is better
 
 # %% ../nbs/08_evaluation.ipynb #b2a4731a
 METRICS = {metric.name: metric for metric in (
-    Metric("EN",   "entropy, bits",                           entropy,            False),
-    Metric("SD",   "standard deviation",                      standard_deviation, False),
-    Metric("SF",   "spatial frequency",                       spatial_frequency,  False),
-    Metric("AG",   "average gradient",                        average_gradient,   False),
-    Metric("MI",   "mutual information, nats",                mutual_information, True),
-    Metric("MSE",  "mean squared error",                      mse,                True, "lower"),
-    Metric("CC",   "correlation coefficient",                 correlation,        True),
-    Metric("PSNR", "peak signal-to-noise ratio, dB",          psnr,               True),
-    Metric("SCD",  "sum of the correlations of differences",  scd,                True),
-    Metric("SSIM", "structural similarity, sum over sources", ssim,               True),
-    Metric("VIF",  "visual information fidelity",             vif,                True),
-    Metric("Qabf", "edge preservation",                       qabf,               True),
+    Metric("EN",       "entropy, bits",                           entropy,            False),
+    Metric("SD",       "standard deviation",                      standard_deviation, False),
+    Metric("SF",       "spatial frequency",                       spatial_frequency,  False),
+    Metric("AG",       "average gradient",                        average_gradient,   False),
+    Metric("MI",       "mutual information, nats",                mutual_information, True),
+    Metric("MSE",      "mean squared error",                      mse,                True, "lower"),
+    Metric("CC",       "correlation coefficient",                 correlation,        True),
+    Metric("PSNR",     "peak signal-to-noise ratio, dB",          psnr,               True),
+    Metric("SCD",      "sum of the correlations of differences",  scd,                True),
+    Metric("SSIM",     "structural similarity",                   ssim,               True),
+    Metric("VIF",      "visual information fidelity",             vif,                True),
+    Metric("Qabf",     "edge preservation",                       qabf,               True),
+    Metric("FMI",      "feature mutual information, pixels",      fmi,                True),
+    Metric("Nabf",     "artefacts",                               nabf,               True, "lower"),
+    Metric("Qcb",      "visible contrast preservation",           qcb,                True),
+    Metric("MS-SSIM",  "multi-scale structural similarity",       ms_ssim,            True),
+    Metric("MEF-SSIM", "multi-exposure structural similarity",    mef_ssim,           True),
 )}
 PAPER_METRICS = ("EN", "SD", "SF", "AG", "VIF", "Qabf")  # the columns of the paper's tables, in their order
 
 # %% ../nbs/08_evaluation.ipynb #3260b64c
 def get_metrics(
-    names: str | list[str] | tuple[str, ...] = PAPER_METRICS, # names of `METRICS`, in any case; one string may list them with commas; 'paper' or 'all'
+    names: str | list[str] | tuple[str, ...] = PAPER_METRICS, # names in `METRICS`, in any case; one string may list them with commas; 'paper' or 'all'
 ) -> list[Metric]:
     "The metrics of those names, in the order given; `FilmError` names the choices."
-    if isinstance(names, str): names = {"all": tuple(METRICS), "paper": PAPER_METRICS}.get(names.lower(), names.split(","))
+    if isinstance(names, str): names = {"all": tuple(METRICS), "paper": PAPER_METRICS}.get(names.strip().lower(), names.split(","))
     by_name = {name.lower(): metric for name, metric in METRICS.items()}
-    wrong = [name for name in names if name.strip().lower() not in by_name]
-    if wrong: raise FilmError(f"unknown metric {', '.join(wrong)}: choose from {', '.join(METRICS)}")
-    return [by_name[name.strip().lower()] for name in names]
+    names = list(dict.fromkeys(str(name).strip() for name in names))
+    wrong = [name for name in names if name.lower() not in by_name]
+    if wrong or not names: raise FilmError(f"unknown metric {', '.join(map(repr, wrong)) or repr('')}: choose from paper, all, {', '.join(METRICS)}")
+    return [by_name[name.lower()] for name in names]
 
 # %% ../nbs/08_evaluation.ipynb #36d7a6ac
 def metrics(
@@ -312,5 +507,122 @@ def metrics(
 
     `FilmError` for images that `film.core.check_image` refuses (NaN among them) and where sizes differ."""
     chosen = get_metrics(names)
-    images = _arrays(*(gray_levels(image, name) for image, name in ((fused, "fused image"), (a, "image A"), (b, "image B"))))
-    return {metric.name: metric.function(*images[: 3 if metric.needs_sources else 1]) for metric in chosen}
+    return _score(chosen, *(gray_levels(image, name) for image, name in ((fused, "fused image"), (a, "image A"), (b, "image B"))))
+
+def _score(chosen, fused, a, b):
+    _arrays(fused, a, b)
+    return {metric.name: metric.function(*((fused, a, b) if metric.needs_sources else (fused,))) for metric in chosen}
+
+# %% ../nbs/08_evaluation.ipynb #78697786
+def batch_metrics(
+    fused: torch.Tensor, # (B, 1, H, W) in [0, 1], any device
+    a: torch.Tensor,     # the same shape and device
+    b: torch.Tensor,     # the same shape and device
+    names: str | list[str] | tuple[str, ...] = PAPER_METRICS, # of the first twelve in `METRICS`
+) -> dict[str, torch.Tensor]: # metric name -> (B,) float64 on the same device
+    "The metrics of each item of a batch. `FilmError` for shapes that differ, values that are not finite, and metrics without a batched form."
+    chosen = get_metrics(names)
+    wrong = [metric.name for metric in chosen if metric.name not in _BATCHED]
+    if wrong: raise FilmError(f"no batched form of {', '.join(wrong)}: there is {', '.join(_BATCHED)}")
+    if fused.ndim != 4 or fused.shape[1] != 1 or not fused.shape == a.shape == b.shape:
+        raise FilmError(f"batch_metrics takes three tensors (B, 1, H, W) of one shape, got {', '.join(str(tuple(x.shape)) for x in (fused, a, b))}")
+    with torch.no_grad():
+        images = [x.detach().double() * 255 for x in (fused, a, b)]
+        images = [torch.where((x - x.round()).abs() < 1e-4, x.round(), x) for x in images]  # as in `gray_levels`
+        if not all(bool(torch.isfinite(x.sum())) for x in images): raise FilmError("an image contains NaN or infinite values")
+        return {metric.name: _BATCHED[metric.name](*images) for metric in chosen}
+
+# %% ../nbs/08_evaluation.ipynb #0ddc31ea
+def _mean(x): return x.flatten(1).mean(1)
+
+def _histogram(levels, bins):
+    "(B, N) integers below `bins` -> (B, bins) probabilities."
+    offset = bins * torch.arange(len(levels), device=levels.device)[:, None]
+    counts = torch.bincount((levels + offset).flatten(), minlength=bins * len(levels))
+    return counts.reshape(len(levels), bins).double() / levels.shape[1]
+
+def _batch_levels(x): return x.round().clamp(0, 255).long().flatten(1)
+
+def _batch_entropy(fused, a, b):
+    p = _histogram(_batch_levels(fused), 256)
+    return -torch.special.xlogy(p, p).sum(1) / np.log(2)
+
+def _batch_sf(fused, a, b):
+    return sum(_mean(x.diff(dim=dim) ** 2) for x, dim in ((fused, 2), (fused, 3)) if x.shape[dim] > 1).sqrt()
+
+def _batch_ag(fused, a, b):
+    squares = sum(torch.gradient(fused, dim=dim)[0] ** 2 for dim in (2, 3) if fused.shape[dim] > 1)
+    return _mean((squares / 2).sqrt())
+
+def _batch_mi(fused, a, b):
+    fused, total = _batch_levels(fused), 0
+    for x in (a, b):
+        joint = _histogram(256 * _batch_levels(x) + fused, 65536).reshape(-1, 256, 256)
+        independent = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
+        total = total + (torch.special.xlogy(joint, joint) - torch.special.xlogy(joint, independent)).sum((1, 2)).clamp(min=0)
+    return total
+
+def _batch_mse(fused, a, b): return (_mean((a - fused) ** 2) + _mean((b - fused) ** 2)) / 2
+
+def _batch_psnr(fused, a, b):
+    peak = fused.flatten(1).amax(1).clamp(min=1)
+    return 20 * peak.log10() - 10 * _batch_mse(fused, a, b).clamp(min=1e-10).log10()
+
+def _batch_pearson(x, y):
+    x, y = (z.flatten(1) - _mean(z)[:, None] for z in (x, y))
+    xx, yy, flat = (x * x).sum(1), (y * y).sum(1), 1e-18 * x.shape[1]
+    return torch.where((xx > flat) & (yy > flat), (x * y).sum(1) / (xx * yy).clamp(min=1e-300).sqrt(), 0)
+
+def _batch_ssim(fused, a, b):
+    window = tuple(min(7, side) for side in fused.shape[2:])
+    n, c1, c2, total = window[0] * window[1], 2.55**2, 7.65**2, 0
+    def mean(x): return F.avg_pool2d(x, window, stride=1)
+    mean_f = mean(fused)
+    var_f = n / max(1, n - 1) * (mean(fused * fused) - mean_f**2)
+    for x in (a, b):
+        mean_x = mean(x)
+        var_x, cov = (n / max(1, n - 1) * (mean(x * y) - mean_x * mean_y) for y, mean_y in ((x, mean_x), (fused, mean_f)))
+        total = total + _mean((2 * mean_x * mean_f + c1) * (2 * cov + c2) / ((mean_x**2 + mean_f**2 + c1) * (var_x + var_f + c2)))
+    return total
+
+def _batch_vif(fused, a, b):
+    kept, there = fused.new_zeros(2, len(fused)), fused.new_zeros(2, len(fused))
+    images = torch.cat([fused, a, b])
+    for scale, kernel in enumerate(_vif_kernels()):
+        n, kernel = len(kernel), torch.as_tensor(kernel, device=fused.device)
+        def blur(x): return F.conv2d(F.conv2d(x, kernel.view(1, 1, n, 1)), kernel.view(1, 1, 1, n))
+        if scale and min(images.shape[2:]) >= n: images = blur(images)[:, :, ::2, ::2]
+        if min(images.shape[2:]) < n: break
+        f, x = images.chunk(3)[0], torch.stack(images.chunk(3)[1:])
+        products = blur(torch.cat([images, images * images, (x * f).flatten(0, 1)])).unflatten(0, (8, -1))
+        mean_f, mean_x, var_f = products[0], products[1:3], products[3] - products[0] ** 2
+        var_x, cov = products[4:6] - mean_x**2, products[6:8] - mean_x * mean_f
+        gain = cov / (var_x.clamp(min=0) + 1e-10)
+        signal = gain * gain * var_x / ((var_f - gain * cov).clamp(min=1e-10) + 2)
+        signal = torch.where((var_x < 1e-10) | (var_f < 1e-10) | (cov < 0), 0, signal)
+        kept += torch.log(1 + signal).sum((2, 3, 4))
+        there += torch.log(1 + torch.where(var_x < 1e-10, 0, var_x) / 2).sum((2, 3, 4))
+    return torch.where(there > 0, kept / there.clamp(min=1e-300), 1).sum(0)
+
+def _batch_edges(x):
+    smooth, slope = x.new_tensor([1, 2, 1]), x.new_tensor([-1, 0, 1])
+    gx, gy = (F.conv2d(x, torch.outer(*pair)[None, None], padding=1) for pair in ((smooth, slope), (slope, smooth)))
+    angle = torch.where(gx == 0, torch.pi / 2, torch.atan(-gy / torch.where(gx == 0, 1, gx)))
+    return (gx * gx + gy * gy).sqrt(), angle
+
+def _batch_qabf(fused, a, b):
+    strength_f, angle_f = _batch_edges(fused)
+    kept = there = 0
+    for x in (a, b):
+        strength, angle = _batch_edges(x)
+        low, high = torch.minimum(strength, strength_f), torch.maximum(strength, strength_f)
+        ratio = torch.where(low == high, low, low / high.clamp(min=1e-300))
+        alignment = 1 - (angle - angle_f).abs() / (torch.pi / 2)
+        quality = 0.9994 * 0.9879 * torch.sigmoid(15 * (ratio - 0.5)) * torch.sigmoid(22 * (alignment - 0.8))
+        kept, there = kept + (quality * strength).flatten(1).sum(1), there + strength.flatten(1).sum(1)
+    return torch.where(there > 0, kept / there.clamp(min=1e-300), 0)
+
+_BATCHED = {
+    "EN": _batch_entropy, "SD": lambda fused, a, b: fused.flatten(1).std(1, correction=0), "SF": _batch_sf, "AG": _batch_ag, "MI": _batch_mi, "MSE": _batch_mse,
+    "CC": lambda fused, a, b: (_batch_pearson(a, fused) + _batch_pearson(b, fused)) / 2, "PSNR": _batch_psnr,
+    "SCD": lambda fused, a, b: _batch_pearson(a, fused - b) + _batch_pearson(b, fused - a), "SSIM": _batch_ssim, "VIF": _batch_vif, "Qabf": _batch_qabf}
