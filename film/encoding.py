@@ -53,17 +53,26 @@ class BertEncoder:
     "Token states of a BERT-like model: its last hidden state, [CLS] and [SEP] included."
 
     def __init__(self,
-        folder: str | os.PathLike, # a local folder as `save_pretrained` writes it
+        folder: str | os.PathLike, # a local folder as `save_pretrained` writes it, or a hub id
         name: str,                 # identifies model and version in feature files
         device: str | None = None, # where it runs; None: CPU
         batch: int = 16,           # texts at a time
     ):
-        from transformers import AutoModel, AutoTokenizer
-        with quietly():
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device or "cpu")
+        from transformers import AutoModel
+        self.load(folder, AutoModel, device)
         self.name, self.batch, self.width = name, batch, self.model.config.hidden_size
         self.limit = self.model.config.max_position_embeddings  # tokens, [CLS] and [SEP] included
+
+    def load(self, folder, network, device):
+        "Tokenizer and network from a local folder, or from a hub id if there is no such folder; `FilmError` if they cannot be had."
+        from transformers import AutoTokenizer
+        local = Path(folder).is_dir()
+        try:
+            with quietly():
+                self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
+                self.model = network.from_pretrained(folder, local_files_only=local, dtype="float32").eval().to(device or "cpu")
+        except (OSError, ValueError, KeyError) as error:
+            raise FilmError(f"the text encoder cannot be loaded from {folder}: give a hub id that can be reached or a local folder ({str(error).strip().splitlines()[0][:160]})") from None
 
     def tokenize(self, text: str) -> list[int]:
         "Token ids, cut to the model's limit with a warning."
@@ -92,8 +101,8 @@ class BertEncoder:
                 tokens[row, :len(ids[text])] = torch.tensor(ids[text])
                 mask[row, :len(ids[text])] = 1
             with torch.inference_mode(): states = self.states(tokens.to(self.model.device), mask.to(self.model.device)).float().cpu().numpy()
-            for row, text in enumerate(group): features[text] = states[row, :len(ids[text])].copy()
-        return [features[text] for text in texts]
+            for row, text in enumerate(group): features[text] = states[row, :len(ids[text])]
+        return [features[text].copy() for text in texts]  # equal texts are not one array
 
 # %% ../nbs/02_blip2_encoding.ipynb #036127b4
 class QFormerEncoder(BertEncoder):
@@ -105,14 +114,8 @@ class QFormerEncoder(BertEncoder):
         device: str | None = None,   # where it runs; None: CPU
         batch: int = 16,             # texts at a time
     ):
-        from transformers import AutoTokenizer, Blip2TextModelWithProjection
-        local = Path(folder).is_dir()
-        try:
-            with quietly():
-                self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
-                self.model = Blip2TextModelWithProjection.from_pretrained(folder, local_files_only=local, dtype="float32").eval().to(device or "cpu")
-        except (OSError, ValueError, KeyError) as error:
-            raise FilmError(f"BLIP-2's text encoder cannot be loaded from {folder}: give a hub id that can be reached or a local folder ({str(error).splitlines()[0][:160]})") from None
+        from transformers import Blip2TextModelWithProjection
+        self.load(folder, Blip2TextModelWithProjection, device)
         config = self.model.config.qformer_config
         if not config.use_qformer_text_input: raise FilmError(f"{folder}: this BLIP-2 has no text branch (use_qformer_text_input is false); use the image-text-matching one, blip2-itm-vit-g")
         self.name, self.batch, self.width, self.limit = name, batch, config.hidden_size, config.max_position_embeddings

