@@ -15,6 +15,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from .core import FilmError
+from .encoding import AUTHORS_ENCODER
 
 # %% ../nbs/04_fusion_network.ipynb #7a2fcc6f
 class LayerNorm(nn.Module):
@@ -169,12 +170,13 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         text_width: int = 768,               # width of the token features: 768 for BLIP-2's Q-Former, 384 for MiniLM
         grid: tuple[int, int] = (288, 384),  # (rows, columns) on which text meets image; 32*rows*columns must divide by 256
         depth: int = 3,                      # number of text-guided stages
+        text_encoder: str = AUTHORS_ENCODER, # id of the encoder whose features the weights were trained with
     ):
         super().__init__()
         channels = 32
         if depth < 1 or text_width < 1 or min(grid) < 1: raise FilmError(f"text_width {text_width}, grid {grid} and depth {depth} must be positive")
         if channels * grid[0] * grid[1] % TOKEN_WIDTH: raise FilmError(f"grid {grid[0]}x{grid[1]} does not hold whole tokens: 32 * rows * columns must divide by {TOKEN_WIDTH}")
-        self.text_width, self.grid, self.depth = text_width, tuple(grid), depth
+        self.text_width, self.grid, self.depth, self.text_encoder = text_width, tuple(grid), depth, text_encoder
         self.text_process = TextProcess(text_width)
         for i in range(depth):
             self.add_module(f"restormerca{i + 1}", TextGuidedStage(1 if i == 0 else channels, channels, self.grid))

@@ -1,0 +1,134 @@
+"The command line on good and bad input: results, one clear line, exit code 2, nothing half-written."
+import resource
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import film
+from film.cli import main
+from film.core import FilmError, read_image, write_image
+
+
+def run(capsys, *argv):
+    "Exit code, standard output, standard error."
+    try: code = main([str(a) for a in argv])
+    except SystemExit as e: code = e.code
+    return code, *capsys.readouterr()
+
+
+def test_fuse_writes_colour(images, capsys):
+    code, out, err = run(capsys, "fuse", "a.png", "b.png", "-o", "new/fused.png")
+    assert code == 0 and out.strip() == "new/fused.png"
+    fused = read_image("new/fused.png")
+    assert fused.shape == (48, 64, 3) and np.array_equal(fused, film.fuse("a.png", "b.png"))
+
+
+def test_text_matters_and_is_taken(images, capsys):
+    results = []
+    for i, options in enumerate([["--text", "one car"], ["--text", "one car", "--text", "a tree"], []]):
+        assert run(capsys, "fuse", "a.png", "b.png", "-o", f"{i}.png", *options)[0] == 0
+        results.append(read_image(f"{i}.png"))
+    tokens = film.encoding.encode(["one car"])[0]
+    assert np.array_equal(results[0], film.fuse("a.png", "b.png", text=tokens))
+    np.save("tokens.npy", tokens.astype(np.float32)[None])
+    (images / "tokens.json").write_text('{"encoder": "all-MiniLM-L6-v2", "width": 384}')
+    assert run(capsys, "fuse", "a.png", "b.png", "-o", "n.png", "--text-features", "tokens.npy")[0] == 0
+    assert np.array_equal(read_image("n.png"), results[0])
+
+
+class Hostile:
+    def __reduce__(self): return (open, ("owned", "w"))
+
+
+def write_bad_inputs(folder):
+    ramp = read_image("a.png")
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "half.png").write_bytes((folder / "b.png").read_bytes()[:200])
+    (folder / "ones.png").write_bytes(cv2.imencode(".png", ramp[:1, :1])[1].tobytes())
+    write_image("other.png", ramp[:, :32])
+    torch.save({"model": Hostile()}, "hostile.pth")
+    torch.save({"model": {"module.x": torch.zeros(1)}}, "other.pth")
+    np.save("narrow.npy", np.zeros((1, 5, 7), np.float32))
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["missing.png", "b.png"], "missing.png: no such file"),
+    (["text.png", "b.png"], "text.png: not an image"),
+    (["empty.png", "b.png"], "empty.png: not an image"),
+    (["half.png", "b.png"], "half.png: not an image"),
+    (["a.png", "other.png"], "differ in size: 64x48 and 32x48"),
+    (["ones.png", "b.png"], "1x1 pixels is too small"),
+    (["a.png", "b.png", "--text", ""], "empty"),
+    (["a.png", "b.png", "--text", "  "], "empty"),
+    (["a.png", "b.png", "--text", "x", "--text", "y", "--text", "z"], "got 3"),
+    (["a.png", "b.png", "--text-features", "narrow.npy"], "narrow.npy"),
+    (["a.png", "b.png", "--weights", "hostile.pth"], "only tensors and plain values"),
+    (["a.png", "b.png", "--weights", "other.pth"], "no weights of this network"),
+    (["a.png", "b.png", "--weights", "nowhere"], "no such weights"),
+    (["a.png", "b.png", "--method", "magic"], "choose one of film"),
+    (["a.png", "b.png", "--device", "tpu"], "device"),
+    (["a.png", "."], "give two images or two folders"),
+])
+def test_bad_input(images, capsys, argv, says):
+    write_bad_inputs(images)
+    before = sorted(p.name for p in images.iterdir())
+    code, out, err = run(capsys, "fuse", *argv, "-o", "fused.png")
+    assert code == 2 and says in err and err.count("\n") == 1 and not out
+    assert sorted(p.name for p in images.iterdir()) == before  # no output, no rest of one, and nothing a pickle made
+
+
+@pytest.mark.parametrize("out", ["fused.gif2", "fused", "."])
+def test_bad_output_is_refused_first(images, capsys, out):
+    code, _, err = run(capsys, "fuse", "a.png", "b.png", "-o", out)
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_full_disk(images):
+    "A write that fails half-way (here: a limit on file size) leaves the old result and nothing else."
+    write_image("a.png", np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
+    write_image("b.png", np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8))
+    write_image("fused.png", np.zeros((20, 20), np.uint8))
+    before = {p.name: p.read_bytes() for p in images.iterdir()}
+    done = subprocess.run([sys.executable, "-m", "film", "fuse", "a.png", "b.png", "-o", "fused.png"], capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
+    assert done.returncode == 2 and "fused.png: cannot be written" in done.stderr and done.stderr.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in images.iterdir()} == before
+
+
+def test_kinds_of_images(images):
+    ramp = read_image("a.png")
+    cv2.imwrite("deep.tiff", ramp.astype(np.uint16) * 257)
+    cv2.imwrite("alpha.png", np.dstack([ramp, ramp, 255 - ramp, np.full_like(ramp, 99)]))
+    cv2.imwrite("float.tiff", (ramp / 255).astype(np.float32))
+    plain = film.fuse("a.png", ramp[:, ::-1], text="a ramp")
+    assert np.array_equal(film.fuse("deep.tiff", ramp[:, ::-1], text="a ramp"), plain)
+    assert np.abs(film.fuse("float.tiff", ramp[:, ::-1], text="a ramp").astype(int) - plain).max() <= 1
+    assert film.fuse("a.png", "alpha.png", text="a ramp").shape == (48, 64, 3)
+    with pytest.raises(FilmError, match="NaN"): film.fuse(np.full((20, 20), np.nan), np.zeros((20, 20)))
+    for shape in ((16, 16), (17, 90), (300, 16)): assert film.fuse(np.zeros(shape, np.uint8), np.ones(shape), text="flat").shape == shape
+
+
+def test_folders_resume_and_summary(images, capsys):
+    for side in "ab":
+        for name in "pqr": write_image(f"{side}/{name}.png", read_image(f"{side}.png"))
+    (images / "b" / "q.png").write_text("damaged")
+    (images / "b" / "r.png").unlink()
+    code, out, err = run(capsys, "fuse", "a", "b", "-o", "out", "--method", "average")
+    assert code == 1 and "1 fused, 0 skipped (already there), 2 failed" in out and "q: b/q.png: not an image" in out and "r: no image of that name in b" in out
+    assert [p.name for p in (images / "out").iterdir()] == ["p.png"]
+    stamp = (images / "out" / "p.png").stat().st_mtime_ns
+    write_image("b/q.png", read_image("b.png")); write_image("b/r.png", read_image("b.png"))
+    code, out, err = run(capsys, "fuse", "a", "b", "-o", "out", "--method", "average", "--resume")
+    assert code == 0 and "2 fused, 1 skipped" in out and (images / "out" / "p.png").stat().st_mtime_ns == stamp
+
+
+def test_version_info_help(capsys):
+    assert run(capsys, "--version")[1].strip() == f"film {film.__version__}"
+    code, out, _ = run(capsys, "info")
+    assert code == 0 and "weights ivf" in out and "device" in out
+    for command in ("fuse", "train", "demo", "info"): assert run(capsys, command, "--help")[0] == 0

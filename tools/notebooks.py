@@ -1,0 +1,58 @@
+"""Runs every chapter in a fresh kernel, stores its outputs, exports the package and builds README.md from index.ipynb.
+
+    python tools/notebooks.py              all of it
+    python tools/notebooks.py 04 07        only the chapters whose names start so
+    python tools/notebooks.py --readme     only README.md
+"""
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import Preprocessor
+from nbdev.clean import clean_nb
+from nbdev.export import nb_export
+from papermill import execute_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def chapters(prefixes=()):
+    "The notebooks in reading order, index last since it sums up the others."
+    names = sorted((ROOT / "nbs").glob("[0-9]*.ipynb")) + [ROOT / "nbs" / "index.ipynb"]
+    return [path for path in names if not prefixes or path.name.startswith(tuple(prefixes))]
+
+
+class Visible(Preprocessor):
+    "Drops hidden cells and directive lines; restores the language that cleaning strips, or code fences lose it."
+    def preprocess(self, nb, resources):
+        nb.metadata["language_info"] = {"name": "python"}
+        nb.cells = [cell for cell in nb.cells if not re.search(r"^#\|\s*(hide|default_exp)", cell.source, re.M)]
+        for cell in nb.cells: cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
+        return nb, resources
+
+
+def readme(notebook=ROOT / "nbs" / "index.ipynb"):
+    "README.md as text. Pictures are referred to by files in the repository, so outputs must be text."
+    exporter = MarkdownExporter(preprocessors=[Visible])
+    text, _ = exporter.from_filename(str(notebook))
+    text = text.replace("](../", "](").replace('src="../', 'src="')  # paths from nbs/ -> from the repository's root
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def main(arguments):
+    os.chdir(ROOT)
+    if arguments != ["--readme"]:
+        for path in chapters(arguments):
+            print(path.name, flush=True)
+            nb_export(path, lib_path=ROOT / "film")  # first, so that the chapter runs on the code it holds
+            execute_notebook(path, path, cwd=path.parent, kernel_name="python3", progress_bar=False)
+            nb = nbformat.read(path, as_version=4)
+            clean_nb(nb, allowed_cell_metadata_keys=["tags"])
+            nbformat.write(nb, path)
+    (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+
+
+if __name__ == "__main__": main(sys.argv[1:])
