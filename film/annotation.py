@@ -17,8 +17,7 @@ from tqdm import tqdm
 from .core import FilmError, Task, atomic_write, get_task, read_image
 from .data import data_root, find_pairs
 from .encoding import TextEncoder, check_texts, get_encoder, read_features, write_features
-from .prompting import ServiceError
-from .text import Description, Mask, Region, describe, get_component, mask_to_rle, rle_to_mask
+from .text import ComponentError, Description, Mask, Region, describe, get_component, mask_to_rle, rle_to_mask
 
 # %% ../nbs/03b_annotation.ipynb #30f0f54d
 def image_hash(
@@ -103,7 +102,7 @@ def run_jobs(
     workers: int,          # threads
     what: str,             # for the progress bar
 ) -> Summary:
-    "Runs jobs in threads; a `FilmError` fails its job, a `ServiceError` ends the run, after Ctrl-C what is under way is finished."
+    "Runs jobs in threads; a `FilmError` fails its job, a `ComponentError` ends the run, after Ctrl-C what is under way is finished."
     summary, waiting, running = Summary(), list(reversed(jobs.items())), {}
     with ThreadPoolExecutor(max(1, workers)) as pool, tqdm(total=len(jobs), desc=what, disable=None) as bar:
         while running or (waiting and not summary.stopped):
@@ -113,7 +112,7 @@ def run_jobs(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 label = running.pop(future)
                 try: outcome = future.result()
-                except ServiceError as error: summary.stopped = summary.stopped or str(error)
+                except ComponentError as error: summary.stopped = summary.stopped or str(error)
                 except FilmError as error: summary.failed[label] = str(error)
                 else: setattr(summary, outcome, getattr(summary, outcome) + 1)
                 bar.update()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .core import FilmError, to_uint8_rgb
-from .text import Description, Mask, Region, quietly, region_facts
+from .text import ComponentError, Description, Mask, Region, quietly, region_facts
 
 # %% ../nbs/01c_research_components.ipynb #5f489c55
 def model_id(
@@ -49,7 +49,7 @@ def load_pretrained(
     device: str,
     dtype: torch.dtype,
 ):               # (processor, network in eval mode)
-    "A processor and a network from a hub id or a local folder; `FilmError` if they cannot be had."
+    "A processor and a network from a hub id or a local folder; `ComponentError` if they cannot be had."
     from transformers import AutoProcessor
     local = Path(model).is_dir()
     try:
@@ -58,7 +58,7 @@ def load_pretrained(
             return processor, network.from_pretrained(model, local_files_only=local, dtype=dtype).eval().to(device)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise FilmError(f"{what}: {model} cannot be loaded, give a hub id that can be reached or a local folder with its files ({reason})") from None
+        raise ComponentError(f"{what}: {model} cannot be loaded, give a hub id that can be reached or a local folder with its files ({reason})") from None
 
 # %% ../nbs/01c_research_components.ipynb #4df2750e
 class Blip2Captioner:
@@ -164,14 +164,14 @@ class GritResults:
     def items(self) -> dict[str, list[tuple[str, list, float]]]:
         "Image name -> (label, box xyxy, score)."
         try: content = json.loads(self.path.read_text(encoding="utf-8"))
-        except OSError as error: raise FilmError(f"{self.path}: cannot be read ({error.strerror})") from None
-        except ValueError: raise FilmError(f"{self.path}: not a JSON file") from None
+        except OSError as error: raise ComponentError(f"{self.path}: cannot be read ({error.strerror})") from None
+        except ValueError: raise ComponentError(f"{self.path}: not a JSON file") from None
         if isinstance(content, list):
             lists = {}
             for item in content: lists.setdefault(Path(str(item.get("image_id"))).stem if isinstance(item, dict) else "", []).append(item)
             content = lists
         try: return {Path(str(name)).stem: [self._item(item) for item in (self._phrases(items) if isinstance(items, str) else items)] for name, items in content.items()}
-        except (KeyError, TypeError, ValueError, AttributeError): raise FilmError(f"{self.path}: not GRiT results; each image needs a list of items with caption, box and score") from None
+        except (KeyError, TypeError, ValueError, AttributeError): raise ComponentError(f"{self.path}: not GRiT results; each image needs a list of items with caption, box and score") from None
 
     @staticmethod
     def _phrases(text):
@@ -179,7 +179,8 @@ class GritResults:
 
     @staticmethod
     def _item(item):
-        label = next(item[key] for key in ("caption", "object_descriptions", "description", "label") if key in item)
+        (key, *_) = [key for key in ("caption", "object_descriptions", "description", "label") if key in item]  # none: ValueError
+        label = item[key]
         if "box" in item: box = [float(v) for v in item["box"]]
         else:
             x, y, width, height = (float(v) for v in item["bbox"])
@@ -239,7 +240,7 @@ def torchvision_functions():
 # %% ../nbs/01c_research_components.ipynb #55deb80a
 def import_segment_anything():
     "The package, imported with or without torchvision; `FilmError` if it is not installed."
-    if find_spec("segment_anything") is None: raise FilmError("Segment Anything is not installed: pip install 'film-fusion[text]'")
+    if find_spec("segment_anything") is None: raise ComponentError("Segment Anything is not installed: pip install 'film-fusion[text]'")
     if "segment_anything" in sys.modules: return sys.modules["segment_anything"]
     with torchvision_functions(): import segment_anything
     return segment_anything
@@ -283,8 +284,8 @@ class SamSegmenter:
     @cached_property
     def generator(self):
         package, path = import_segment_anything(), Path(self.model)
-        if not path.is_file(): raise FilmError(f"Segment Anything needs its checkpoint file, such as sam_vit_b_01ec64.pth: sam:FILE{f' ({path} is not there)' if self.model else ''}")
-        if self.size not in package.sam_model_registry: raise FilmError(f"{path.name}: say which model it is, size one of {', '.join(package.sam_model_registry)}")
+        if not path.is_file(): raise ComponentError(f"Segment Anything needs its checkpoint file, such as sam_vit_b_01ec64.pth: sam:FILE{f' ({path} is not there)' if self.model else ''}")
+        if self.size not in package.sam_model_registry: raise ComponentError(f"{path.name}: say which model it is, size one of {', '.join(package.sam_model_registry)}")
         try:
             if path.suffix == ".safetensors":
                 from safetensors.torch import load_file
@@ -292,7 +293,7 @@ class SamSegmenter:
             else: state = torch.load(path, map_location="cpu", weights_only=True)  # a file that would run code is refused
             network = package.sam_model_registry[self.size]()
             network.load_state_dict(state)
-        except Exception as error: raise FilmError(f"{path}: not a checkpoint of Segment Anything {self.size} ({str(error).splitlines()[0][:120]})") from None
+        except Exception as error: raise ComponentError(f"{path}: not a checkpoint of Segment Anything {self.size} ({str(error).splitlines()[0][:120]})") from None
         return package.SamAutomaticMaskGenerator(network.eval().to(self.device), **self.options)
 
     def masks(self, description: Description) -> list[Mask]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'SUBJECT', 'MOST_FACTS', 'REFUSAL', 'PRICES', 'PromptSet', 'facts_text', 'conversations', 'InvalidReply',
-           'check_reply', 'count_tokens', 'ServiceError', 'BudgetReached', 'Budget', 'OpenAIWriter']
+           'check_reply', 'count_tokens', 'BudgetReached', 'Budget', 'OpenAIWriter']
 
 # %% ../nbs/01d_prompting.ipynb #e7331623
 import base64, json, os, re, threading
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from .core import TASKS, FilmError, to_uint8_rgb
-from .text import Description, place_word
+from .text import ComponentError, Description, place_word
 
 # %% ../nbs/01d_prompting.ipynb #71f684da
 @dataclass(frozen=True)
@@ -142,10 +142,7 @@ def count_tokens(
     return total
 
 # %% ../nbs/01d_prompting.ipynb #00171972
-class ServiceError(FilmError):
-    "The service will not serve the next image either; a run over many stops, keeps what it has, and can be resumed."
-
-class BudgetReached(ServiceError):
+class BudgetReached(ComponentError):
     "The next call might exceed the budget; what was written stays and the run can be resumed."
 
 class Budget:
@@ -214,10 +211,10 @@ class OpenAIWriter:
     @cached_property
     def client(self):
         try: import openai
-        except ImportError: raise FilmError("the openai client is not installed: pip install 'film-fusion[text]'") from None
+        except ImportError: raise ComponentError("the openai client is not installed: pip install 'film-fusion[text]'") from None
         key = os.environ.get("OPENAI_API_KEY")
         if not key and not (self.base_url or os.environ.get("OPENAI_BASE_URL")):
-            raise FilmError("no key for OpenAI: set the environment variable OPENAI_API_KEY, or base_url for a server of your own")
+            raise ComponentError("no key for OpenAI: set the environment variable OPENAI_API_KEY, or base_url for a server of your own")
         return openai.OpenAI(api_key=key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.max_retries)
 
     def estimate(self, description: Description) -> dict:
@@ -250,23 +247,24 @@ class OpenAIWriter:
 
     def _complete(self, messages, name):
         "The first choice of one request."
+        client = self.client
         import openai
         new = re.match(r"(o\d|gpt-5)", self.model)  # reasoning models: another name for the limit, and only their own temperature
         options = dict(max_completion_tokens=2000) if new else dict(max_tokens=600, temperature=self.temperature)
         held = self.budget.reserve(count_tokens(messages), self._expected_out)
         used = None
         try:
-            with self.gate: response = self.client.chat.completions.create(model=self.model, messages=messages, seed=self.seed, **options)
+            with self.gate: response = client.chat.completions.create(model=self.model, messages=messages, seed=self.seed, **options)
             usage = getattr(response, "usage", None)
             choices = getattr(response, "choices", None)
             used = (usage.prompt_tokens, usage.completion_tokens) if usage else (count_tokens(messages), self._expected_out)
             if not choices: raise InvalidReply("it was not a chat completion (is base_url right?)")
             return choices[0]
-        except (openai.AuthenticationError, openai.PermissionDeniedError): raise ServiceError(f"{name}: the server refuses the key in OPENAI_API_KEY") from None
-        except openai.NotFoundError: raise ServiceError(f"{name}: the server knows no model {self.model!r} at this address") from None
-        except openai.RateLimitError: raise ServiceError(f"{name}: still too many requests, or no quota, after {self.max_retries} retries; lower concurrency or wait, then resume") from None
-        except openai.APITimeoutError: raise ServiceError(f"{name}: no answer within {self.timeout:g} s, {self.max_retries + 1} times; is the server up?") from None
-        except openai.APIConnectionError: raise ServiceError(f"{name}: the server cannot be reached; check base_url and the network") from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError): raise ComponentError(f"{name}: the server refuses the key in OPENAI_API_KEY") from None
+        except openai.NotFoundError: raise ComponentError(f"{name}: the server knows no model {self.model!r} at this address") from None
+        except openai.RateLimitError: raise ComponentError(f"{name}: still too many requests, or no quota, after {self.max_retries} retries; lower concurrency or wait, then resume") from None
+        except openai.APITimeoutError: raise ComponentError(f"{name}: no answer within {self.timeout:g} s, {self.max_retries + 1} times; is the server up?") from None
+        except openai.APIConnectionError: raise ComponentError(f"{name}: the server cannot be reached; check base_url and the network") from None
         except openai.APIStatusError as error: raise FilmError(f"{name}: the server answers {error.status_code}: {self._without_key(error.message)}") from None
         except (json.JSONDecodeError, openai.APIError): raise InvalidReply("it was not JSON (is base_url right?)") from None
         finally: self.budget.settle(held, *used) if used else self.budget.release(held)

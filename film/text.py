@@ -8,7 +8,7 @@ __all__ = ['HUES', 'MEASURED_SIDE', 'REGION_SIDE', 'PLACES', 'SUBJECTS', 'IRREGU
            'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions', 'Description', 'light_word',
            'contrast_word', 'blur_word', 'place_word', 'plural', 'region_phrase', 'measured_caption', 'write_paragraph',
            'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions', 'MeasuredCaptioner', 'MeasuredWriter',
-           'quietly', 'get_component', 'measure_in_masks', 'describe']
+           'ComponentError', 'quietly', 'get_component', 'measure_in_masks', 'describe']
 
 # %% ../nbs/01_text_generation.ipynb #e41a2c20
 import zlib
@@ -462,6 +462,10 @@ class MeasuredWriter:
     "Writer: one sentence for each kind of fact, see `write_paragraph`."
     name, cheap = "measured-writer/1", True
     def write(self, description: Description) -> str: return write_paragraph(description)
+
+# %% ../nbs/01_text_generation.ipynb #23bc8148
+class ComponentError(FilmError):
+    "A component will not serve the next image either; a run over many stops, keeps what it has, and can be resumed."
 
 # %% ../nbs/01_text_generation.ipynb #0459e206
 @contextmanager
