@@ -502,7 +502,7 @@ def render(scene, width, height, eye, look, focal, samples, seed, aperture=0.0, 
     return (light / samples).reshape(height, width, 3).astype(np.float32), (heat / samples).reshape(height, width).astype(np.float32)
 
 
-def lens_glare(light, spread=((0.8, 0.8), (0.12, 2.5), (0.05, 9), (0.03, 35))):
+def lens_glare(light, spread=((0.86, 0.5), (0.07, 2), (0.04, 9), (0.03, 35))):
     "A real lens: a little blur, and light that strays around bright sources. (share, sigma in pixels) ..."
     return sum(share * cv2.GaussianBlur(light, (0, 0), sigma) for share, sigma in spread)
 
@@ -1059,7 +1059,7 @@ def fence():
               person(3.2, 11.8, 2.4, 1.75, 0.35, (0.08, 0.28, 0.35)), bush(-5.6, 12.2, 0.7, 13)]
     sun = Lamp((-140, 190, -110), (2.6e5, 2.4e5, 2.0e5), 1.4)
     scene = Scene(things, [sun], day_sky, 18.0, (0.55, 0.63, 0.78), cold_sky(10, -10))
-    return scene, dict(eye=(0, 1.55, 0), look=(0.0, 1.42, 5), focal=1.05, aperture=0.0125), (1.22, 9.0), 0.60
+    return scene, dict(eye=(0, 1.55, 0), look=(0.0, 1.42, 5), focal=1.05, aperture=0.0125), (1.22, 9.0), 1.05
 
 
 def make_mff():

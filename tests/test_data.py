@@ -27,7 +27,7 @@ def root(tmp_path):
         write_image(folder / "IR" / f"p{i}.png", rng.integers(0, 256, shape, np.uint8))
         write_image(folder / "VI" / f"p{i}.bmp", rng.integers(0, 256, (*shape, 3), np.uint8))
         write_features(tmp_path / "TextFeature" / "IVF" / "Toy" / f"p{i}.npy", rng.standard_normal((1, 6 + i, 8)), "toy")
-    (folder / "train.txt").write_bytes("﻿p3.JPG\r\n\r\n p1 \r\np0.png\r\np1\r\n".encode())
+    (folder / "train.txt").write_bytes("\ufeffp3.JPG\r\n\r\n p1 \r\np0.png\r\np1\r\n".encode())
     return tmp_path
 
 
@@ -114,7 +114,6 @@ def test_resize_is_bilinear_with_half_pixel_centres_and_transposes_upright_image
     expected = torch.nn.functional.interpolate(torch.from_numpy(gray / 255)[None, None], (288, 384), mode="bilinear", align_corners=False)[0, 0].numpy()
     assert np.abs(resize_paper(gray) - expected).max() < 2e-6
     assert np.abs(resize_paper(gray.T) - expected).max() < 2e-6
-    assert np.abs(resize_paper(gray[:, :411]) - resize_paper(gray[:, :411].T).T[:288, :288].mean()).max() > 0  # not constant
     assert np.allclose(resize_paper(gray.astype(np.uint16) * 257), resize_paper(gray), atol=2e-6)
     with pytest.raises(FilmError, match="shape"): resize_paper(np.zeros((20, 20, 3), np.uint8))
 
