@@ -1,8 +1,10 @@
 "Packaging of film; every fact comes from settings.ini."
+import platform
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
@@ -10,6 +12,22 @@ settings = config["DEFAULT"]
 
 extras = {name: settings[f"{name}_requirements"].split() for name in ("text", "train", "notebooks", "dev")}
 extras["dev"] = sorted({requirement for group in extras.values() for requirement in group})  # dev: all of them
+
+
+
+class BuildKernels(build_ext):
+    "The native kernels of film.fast: csrc/kernels.cpp once for each instruction set, csrc/film.cpp chooses when it runs."
+    def build_extension(self, ext):
+        sets = [("plain_kernels", "plain", [])]
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        if x86: sets += [("avx2_kernels", "AVX2", ["-mavx2", "-mfma"]), ("avx512_kernels", "AVX-512", ["-mavx512f", "-mfma"])]
+        flags = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", "-g0"]
+        objects = self.compiler.compile(["csrc/film.cpp"], self.build_temp, [("FILM_X86", "1")] if x86 else [], extra_postargs=flags)
+        for table, name, instructions in sets:
+            objects += self.compiler.compile(["csrc/kernels.cpp"], f"{self.build_temp}/{table}", [("FILM_KERNELS", table), ("FILM_NAME", f'"{name}"')],
+                                             extra_postargs=flags + instructions)
+        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread"], target_lang="c++")
+
 
 setup(
     name=settings["lib_name"],
@@ -25,6 +43,9 @@ setup(
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["film", "film.*"]),
     package_data={"film": ["weights/*"]},
+    # optional: without a C++ compiler nothing is built and film.fast uses torch
+    ext_modules=[Extension("film._native", ["csrc/film.cpp", "csrc/kernels.cpp"], depends=["csrc/film.h"], language="c++", optional=True)],
+    cmdclass={"build_ext": BuildKernels},
     install_requires=settings["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": settings["console_scripts"].split(), "nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"]},

@@ -1,0 +1,175 @@
+"The fast path against the plain form and against float64 numbers from the authors' code."
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from film import fast
+from film.core import FilmError
+from film.network import Film
+from test_golden import CASES, GOLDEN, golden_weight, inputs
+
+needs_kernels = pytest.mark.skipif(fast.library() is None, reason="the native kernels are not built (no C++ compiler at installation)")
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden numbers are not beside this checkout (../shared/golden)")
+INSTRUCTIONS = ("plain", "AVX2", "AVX-512")
+
+
+def randomised(model):
+    "Weights by the golden rule: large enough a text path, and normalisations that do something."
+    model.load_state_dict({name: golden_weight(name, tuple(value.shape)) for name, value in model.state_dict().items()})
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomised(Film())
+
+
+@pytest.fixture
+def use():
+    "Chooses an instruction set, or skips; the best one is back afterwards."
+    def choose(name):
+        if fast.library().film_use(name.encode()): pytest.skip(f"this machine has no {name}")
+    before = fast.library().film_instructions()
+    yield choose
+    fast.library().film_use(before)
+
+
+@needs_kernels
+@needs_golden
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_native_golden(model, use, case, instructions):
+    use(instructions)
+    if instructions == "plain" and case in ("native", "msrs"): pytest.skip("slow, and no other code than the smaller ones")
+    forward = np.load(GOLDEN / "forward.npz")
+    error = np.abs(fast.forward_native(model, *inputs(forward, case)).numpy().astype(np.float64) - forward[f"{case}_fused64"])
+    assert error.max() <= 1e-5
+
+
+@needs_golden
+@pytest.mark.parametrize("case", ["batch", "tall"])
+def test_torch_golden(model, case):
+    forward = np.load(GOLDEN / "forward.npz")
+    with torch.inference_mode(): fused = fast.forward_torch(model, *inputs(forward, case)).numpy()
+    assert np.abs(fused.astype(np.float64) - forward[f"{case}_fused64"]).max() <= 1e-5
+
+
+GRIDS = [(32, 48), (20, 24), (3, 8)]  # whole tokens in each channel; tokens across channels; a row shorter than a token
+MODELS = {(grid, depth): randomised(Film(text_width=16, grid=grid, depth=depth)) for grid, depth in zip(GRIDS, (2, 1, 3))}
+
+
+def random_inputs(seed, B, H, W, L, masked):
+    rng = torch.Generator().manual_seed(seed)
+    a, b, text = torch.rand(B, 1, H, W, generator=rng), torch.rand(B, 1, H, W, generator=rng), torch.randn(B, L, 16, generator=rng)
+    mask = torch.rand(B, L, generator=rng) < .6 if masked else None
+    if masked: mask[torch.arange(B), torch.randint(L, (B,), generator=rng)] = True
+    return a, b, text, mask
+
+
+@needs_kernels
+@settings(max_examples=25, deadline=None)
+@given(key=st.sampled_from(list(MODELS)), B=st.integers(1, 3), H=st.integers(16, 140), W=st.integers(16, 140), L=st.integers(1, 80), masked=st.booleans(),
+       seed=st.integers(0, 2**31))
+def test_native_equals_plain(key, B, H, W, L, masked, seed):
+    a, b, text, mask = random_inputs(seed, B, H, W, L, masked)
+    model = MODELS[key]
+    with torch.no_grad(): plain, exact = model(a, b, text, mask), model.double()(a.double(), b.double(), text.double(), mask)
+    native = fast.forward_native(model.float(), a, b, text, mask)
+    own_error = (plain - exact).abs().max().item()  # of the plain form in float32
+    assert (native - exact).abs().max() <= max(1e-5, own_error)
+
+
+@needs_kernels
+@pytest.mark.parametrize("H, W", [(1, 1), (1, 70), (70, 1), (2, 300), (16, 16), (64, 64), (65, 129)])
+def test_edges(H, W):
+    a, b, text, mask = random_inputs(0, 1, H, W, 5, False)
+    model = MODELS[(32, 48), 2]
+    with torch.no_grad(): assert (fast.forward(model, a, b, text) - model(a, b, text)).abs().max() < 1e-5
+
+
+@needs_kernels
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_long_text_and_threads(use, instructions):
+    use(instructions)
+    a, b, text, mask = random_inputs(1, 1, 130, 150, 300, True)
+    model, threads, results = MODELS[(32, 48), 2], torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            results.append(fast.forward_native(model, a, b, text, mask))
+    finally: torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results)
+    with torch.no_grad(): assert (results[0] - model(a, b, text, mask)).abs().max() < 1e-5
+
+
+@needs_kernels
+def test_allocator(tmp_path):
+    "The same output under one malloc arena, in a process of its own."
+    code = """if True:
+        import sys, torch
+        from film import fast
+        from film.network import Film
+        torch.manual_seed(0); torch.set_num_threads(2)
+        model = Film(text_width=16, grid=(32, 48))
+        torch.save(fast.forward_native(model, torch.rand(1, 1, 70, 90), torch.rand(1, 1, 70, 90), torch.randn(1, 20, 16)), sys.argv[1])"""
+    for name, variables in ("usual", {}), ("one", {"MALLOC_ARENA_MAX": "1"}):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], env=os.environ | variables, check=True)
+    assert (torch.load(tmp_path / "usual") - torch.load(tmp_path / "one")).abs().max() <= 1e-6
+
+
+@needs_kernels
+def test_strided_inputs():
+    a, b, text, _ = random_inputs(2, 2, 40, 30, 6, False)
+    model = MODELS[(20, 24), 1]
+    with torch.no_grad():
+        assert torch.equal(fast.forward(model, a.mT.contiguous().mT, b.flip(-1).flip(-1), text.mT.contiguous().mT), fast.forward(model, a, b, text))
+
+
+@needs_kernels
+def test_not_a_number_stays():
+    a, b, text, _ = random_inputs(3, 1, 40, 30, 6, False)
+    a[0, 0, 3, 3] = float("nan")
+    with torch.no_grad(): assert fast.forward(MODELS[(20, 24), 1], a, b, text).isnan().all()
+
+
+def test_choice(monkeypatch):
+    "Kernels without gradients on CPU in float32; torch otherwise, and where nothing was built."
+    calls, model = [], MODELS[(20, 24), 1]
+    monkeypatch.setattr(fast, "forward_native", lambda *_: calls.append("native"))
+    monkeypatch.setattr(fast, "forward_torch", lambda *_: calls.append("torch"))
+    a, b, text, _ = random_inputs(4, 1, 20, 20, 3, False)
+    monkeypatch.setattr(fast, "library", lambda: object())
+    with torch.no_grad(): fast.forward(model, a, b, text)
+    fast.forward(model, a, b, text)
+    with torch.no_grad(), torch.autocast("cpu"): fast.forward(model, a, b, text)
+    with torch.no_grad(): fast.forward(model, a, b, text.double())
+    monkeypatch.setattr(fast, "library", lambda: None)
+    with torch.no_grad(): fast.forward(model, a, b, text)
+    assert calls == ["native", "torch", "torch", "torch", "torch"] and fast.backend() == "torch"
+
+
+@needs_kernels
+def test_frozen_weights_need_no_gradient():
+    a, b, text, _ = random_inputs(5, 1, 20, 20, 3, False)
+    model = MODELS[(20, 24), 1]
+    try: assert not fast.forward(model.requires_grad_(False), a, b, text).requires_grad
+    finally: model.requires_grad_(True)
+    assert fast.forward(model, a, b, text).requires_grad
+
+
+@pytest.mark.parametrize("form", [fast.forward, fast.forward_torch, fast.forward_native])
+def test_bad_input(form):
+    a, b, text, _ = random_inputs(6, 1, 20, 20, 3, False)
+    with torch.no_grad(), pytest.raises(FilmError): form(MODELS[(20, 24), 1], a, b[..., :-1], text)
+
+
+def test_missing_kernels(monkeypatch):
+    monkeypatch.setattr(fast, "library", lambda: None)
+    a, b, text, _ = random_inputs(7, 1, 20, 20, 3, False)
+    with pytest.raises(FilmError, match="not built"): fast.forward_native(MODELS[(20, 24), 1], a, b, text)
