@@ -144,17 +144,24 @@ def describe_dataset(
             jobs[f"{modality}/{pair.name}"] = lambda p=path, m=modality, n=pair.name, t=target: _describe_file(p, task, m, n, t, parts, cache, force)
     return run_jobs(jobs, workers, f"describing {dataset}")
 
+def _text_and_facts(target):
+    "The text file's content and the facts beside it; '' and {} where there are none that can be read."
+    try: text = target.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError): text = ""
+    try: return text, json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return text, {}
+
 def _describe_file(path, task, modality, name, target, parts, cache, force):
     "One image to its two files; 'done', 'kept' or 'edited'."
     image = read_image(path)
     wanted = dict(image=image_hash(image), made_by={role: part.name for role, part in parts.items() if part != "none"})
     facts_path = target.with_suffix(".json")
     if not force:
-        try: there, text = json.loads(facts_path.read_text(encoding="utf-8")), target.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError): there, text = {}, ""
+        text, there = _text_and_facts(target)
         if text and text != there.get("paragraph"): return "edited"
         if text and all(there.get(fact) == value for fact, value in wanted.items()): return "kept"
     d = describe(image, task=task, modality=modality, name=name, remember=cache, **parts)
+    target.unlink(missing_ok=True)  # killed between the two files, an old text beside new facts would pass for one edited by hand
     with atomic_write(facts_path) as temporary: temporary.write_text(json.dumps(d.to_dict() | wanted, indent=1) + "\n", encoding="utf-8")
     with atomic_write(target) as temporary: temporary.write_text(d.paragraph + "\n", encoding="utf-8")
     return "done"
@@ -176,10 +183,8 @@ def plan_dataset(
     for pair in find_pairs(root, task, dataset, split, text=None):
         for modality, path in zip(task.modalities, (pair.a, pair.b)):
             target = Path(out or root) / "Text" / task.folder / dataset / modality / f"{pair.name}.txt"
-            try:
-                text, facts = target.read_text(encoding="utf-8").strip(), json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
-                done = bool(text) and (text != facts["paragraph"] or facts["made_by"]["writer"] == writer.name)
-            except (OSError, ValueError, KeyError, TypeError): done = False
+            text, facts = _text_and_facts(target)
+            done = text and (text != facts.get("paragraph") or facts["made_by"].get("writer") == writer.name)
             if not done and path.is_file(): todo.append((path, modality))
     plan = dict(images=len(todo), calls=0, tokens_in=0, tokens_out=0, cost=0.0)
     if not todo or not hasattr(writer, "estimate"): return plan
