@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_FOLDER', 'BUNDLED', 'load', 'choose_device', 'load_weights', 'text_tokens', 'normalise', 'fuse_luma',
-           'merge_chroma', 'to_output', 'read_pair', 'fuse', 'Summary', 'fuse_folders']
+           'merge_chroma', 'to_output', 'read_pair', 'fuse', 'Summary', 'fuse_pairs']
 
 # %% ../nbs/07_fusion.ipynb #8a7b90be
-import os
+import io, os
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from . import fast
 from .baselines import METHODS
 from .core import FilmError, Task, as_image, get_task, is_colour, merge_luma_chroma, rgb_to_chroma, to_gray, write_image
-from .data import list_images, pair_folders
+from .data import Pair, list_images
 from .encoding import encode, read_features
 from .network import Film
 from .text import describe
@@ -59,7 +60,8 @@ def load_weights(
     else:
         if path.is_dir() and not (path / "model.safetensors").is_file(): raise FilmError(f"{path}: holds no model.safetensors")
         if not path.is_dir() and str(weights).count("/") != 1: raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
-        try: model = Film.from_pretrained(str(weights))
+        try:
+            with redirect_stdout(io.StringIO()): model = Film.from_pretrained(str(weights))  # the hub library prints on standard output
         except FilmError: raise
         except Exception as e:  # hub, safetensors and torch each raise their own
             raise FilmError(f"{weights}: weights cannot be loaded ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]})") from None
@@ -156,6 +158,7 @@ def fuse(
     weights = None,                    # None: bundled; a `Film`; a folder, an authors' .pth file or a hub id
     device: str | None = None,         # None: CUDA where there is one, else CPU
     method: str = "film",              # 'film', or one of film.baselines.METHODS, which use neither text nor weights
+    colour: bool = True,               # False: gray, as the released code saves it and as the paper's tables are measured
 ) -> np.ndarray:                       # (H, W) uint8, or (H, W, 3) uint8 RGB if a source has colour
     "Fuses two registered images of any size from 16x16 up. `FilmError` says what is wrong with an input."
     task = get_task(task)
@@ -167,7 +170,7 @@ def fuse(
         luma = normalise(fuse_luma(model, luma_a, luma_b, text_tokens(text, (image_a, image_b), task, model)))
     elif method in METHODS: luma = METHODS[method](luma_a, luma_b)
     else: raise FilmError(f"unknown method {method!r}: choose one of film, {', '.join(METHODS)}")
-    return to_output(luma, merge_chroma(image_a, image_b, task))
+    return to_output(luma, merge_chroma(image_a, image_b, task) if colour else None)
 
 # %% ../nbs/07_fusion.ipynb #96a45a86
 @dataclass
@@ -182,27 +185,25 @@ class Summary:
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.failed.items()])
 
 # %% ../nbs/07_fusion.ipynb #5a533c23
-def fuse_folders(
-    a_dir: str | os.PathLike,  # folder of A images
-    b_dir: str | os.PathLike,  # folder of B images, same names; extensions may differ
+def fuse_pairs(
+    pairs: list[Pair],          # of two folders (`film.data.pair_folders`) or of a data set (`film.data.find_pairs`)
     out_dir: str | os.PathLike, # results, <name>.png
     *,
-    resume: bool = False,      # leave results that are there
-    texts: Callable[[str], object] = lambda name: None, # name -> what `fuse` takes as text
-    **options,                 # task, weights, device, method: see `fuse`
+    resume: bool = False,       # leave results that are there
+    text: Callable[[Pair], object] = lambda pair: pair.text, # what `fuse` takes as text; by default the pair's feature file, if it has one
+    **options,                  # task, weights, device, method, colour: see `fuse`
 ) -> Summary:
-    "Fuses two folders pair by pair with a progress bar. `FilmError` only if there is nothing to do at all."
-    pairs, summary = pair_folders(a_dir, b_dir), Summary()
-    if not pairs: raise FilmError(f"{a_dir} and {b_dir}: no images found")
-    there = {Path(folder): list_images(folder) for folder in (a_dir, b_dir)}
+    "Fuses pair by pair with a progress bar. `FilmError` only if there is nothing to do at all."
+    if not pairs: raise FilmError("there are no pairs to fuse")
+    listings, summary = {folder: list_images(folder) for folder in {path.parent for pair in pairs for path in (pair.a, pair.b)}}, Summary()
     for pair in tqdm(pairs, desc="fusing", disable=None):
         target = Path(out_dir) / f"{pair.name}.png"
         if resume and target.exists(): summary.skipped.append(pair.name); continue
         try:
-            for folder, images in there.items():
-                found = images.get(pair.name, [])
+            for folder in (pair.a.parent, pair.b.parent):
+                found = listings[folder].get(pair.name, [])
                 if len(found) != 1: raise FilmError(f"{len(found) or 'no'} image{'s' * (len(found) > 1)} of that name in {folder}, one is needed")
-            write_image(target, fuse(pair.a, pair.b, text=texts(pair.name), **options))
+            write_image(target, fuse(pair.a, pair.b, text=text(pair), **options))
             summary.done.append(pair.name)
         except FilmError as e: summary.failed[pair.name] = str(e)
     return summary

@@ -44,6 +44,7 @@ def readme(notebook=ROOT / "nbs" / "index.ipynb"):
 
 def main(arguments):
     os.chdir(ROOT)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the command film, without an activated environment
     if arguments != ["--readme"]:
         for path in chapters(arguments):
             print(path.name, flush=True)

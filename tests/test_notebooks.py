@@ -1,0 +1,51 @@
+"The chapters: exported, stored with outputs, and running from a clean kernel; README.md made from the index."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbconvert.preprocessors import ExecutePreprocessor
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((ROOT / "nbs").glob("*.ipynb"))
+sys.path.insert(0, str(ROOT / "tools"))
+
+
+def test_export_is_up_to_date(tmp_path):
+    "Exporting the notebooks into an empty package gives the committed modules."
+    for name in ("settings.ini", "nbs"): (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    (tmp_path / "film").mkdir()
+    shutil.copy(ROOT / "film" / "__init__.py", tmp_path / "film")
+    subprocess.run([Path(sys.executable).parent / "nbdev_export"], cwd=tmp_path, check=True, capture_output=True)
+    for exported in sorted((tmp_path / "film").glob("*.py")):
+        assert exported.read_text() == (ROOT / "film" / exported.name).read_text(), f"film/{exported.name} is not what its notebook exports: run make notebooks"
+    made = {path.name for path in (tmp_path / "film").glob("*.py")} | {"__main__.py"}
+    assert {path.name for path in (ROOT / "film").glob("*.py")} == made
+
+
+def test_readme_is_up_to_date():
+    from notebooks import readme
+    assert (ROOT / "README.md").read_text() == readme(), "README.md is not made from nbs/index.ipynb: run python tools/notebooks.py --readme"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_stored_clean_and_with_outputs(path):
+    nb = json.loads(path.read_text())
+    code = [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
+    assert any(cell["outputs"] for cell in code), "stored without outputs: run make notebooks"
+    assert all(set(cell["metadata"]) <= {"tags"} and cell["execution_count"] is None for cell in code), "not cleaned: run nbdev_clean"
+    assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
+    assert path.stat().st_size < 1_500_000, "figures are too large"
+    assert not re.search(r'(?<![\w.])/(?:home|root|tmp|work|usr)/', path.read_text()), "names a path of a machine"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_runs_from_a_clean_kernel(path, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # the command film, without an activated environment
+    nb = nbformat.read(path, as_version=4)
+    ExecutePreprocessor(timeout=600, kernel_name="python3").preprocess(nb, {"metadata": {"path": str(path.parent)}})
