@@ -494,10 +494,10 @@ def get_metrics(
     "The metrics of those names, in the order given; `FilmError` names the choices."
     if isinstance(names, str): names = {"all": tuple(METRICS), "paper": PAPER_METRICS}.get(names.strip().lower(), names.split(","))
     by_name = {name.lower(): metric for name, metric in METRICS.items()}
-    names = list(dict.fromkeys(str(name).strip() for name in names))
-    wrong = [name for name in names if name.lower() not in by_name]
+    names = list(dict.fromkeys(str(name).strip().lower() for name in names))  # each once
+    wrong = [name for name in names if name not in by_name]
     if wrong or not names: raise FilmError(f"unknown metric {', '.join(map(repr, wrong)) or repr('')}: choose from paper, all, {', '.join(METRICS)}")
-    return [by_name[name.lower()] for name in names]
+    return [by_name[name] for name in names]
 
 # %% ../nbs/08_evaluation.ipynb #36d7a6ac
 def metrics(
@@ -669,9 +669,10 @@ def evaluate_folders(
 ) -> Evaluation:
     """Scores every fused image against its pair, in parallel, with a progress bar.
 
-    `FilmError` if a folder is missing or nothing at all can be scored; everything else that is wrong becomes a `Problem`."""
+    `FilmError` if a folder is missing or nothing at all can be scored; everything else that is wrong becomes a `Problem`. A method without
+    a single scored image is left out."""
     chosen = get_metrics(names)
-    folders = {method: Path(folder) for method, folder in fused.items()} if isinstance(fused, Mapping) else {Path(fused).name: Path(fused)}
+    folders = {method: Path(folder) for method, folder in fused.items()} if isinstance(fused, Mapping) else {Path(fused).resolve().name: Path(fused)}
     listings = {method: list_images(folder) for method, folder in folders.items()}
     sources = {folder: list_images(folder) if folder.is_dir() else {} for folder in {path.parent for pair in pairs for path in (pair.a, pair.b)}}
     result = Evaluation([metric.name for metric in chosen], {method: {} for method in folders}, pairs={pair.name: pair for pair in pairs})
@@ -680,7 +681,7 @@ def evaluate_folders(
         problems, scores = [], {}
         try:
             for path in (pair.a, pair.b):
-                found = [p for files in sources[path.parent].values() for p in files if p.stem == path.stem]
+                found = sources[path.parent].get(pair.name, [])
                 if len(found) > 1: raise FilmError(f"ambiguous in {path.parent}: {', '.join(p.name for p in found)}")
             a, b = gray_levels(pair.a), gray_levels(pair.b)
             _arrays(a, b)
@@ -709,7 +710,8 @@ def evaluate_folders(
                 result.fused.setdefault(method, {})[pair.name] = path
     for method, listing in listings.items():
         result.problems += [Problem("extra", method, name, f"{name}: no such pair, {listing[name][0]} was left out") for name in listing if name not in result.pairs]
-    if not any(result.scores.values()):
+    result.scores = {method: scores for method, scores in result.scores.items() if scores}
+    if not result.scores:
         raise FilmError("\n  ".join(["nothing could be evaluated:", *(problem.message for problem in result.problems[:20])]))
     return result
 
@@ -775,7 +777,8 @@ def to_markdown(
     for row in rows:
         cells = [f"**{_cell(row, name)}**" if several and row.rank[name] == 1 else _cell(row, name) for name in evaluation.metrics]
         lines.append([row.method, *cells, *[f"{row.mean_rank:.1f}"] * several])
-    note = f"{len(evaluation.common())} images; means with bootstrap 95 % confidence intervals."
+    used, total = len(evaluation.common()), len(evaluation.pairs)
+    note = f"{used} images{f' of {total}' if used < total else ''}; means with bootstrap 95 % confidence intervals."
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", note])
 
 # %% ../nbs/08_evaluation.ipynb #8413d7b4
