@@ -254,6 +254,25 @@ def test_another_encoder_encodes_again(root, tmp_path):
     assert summary.done == 4 and read_features(root / "TextFeature/IVF/Toy/p0.npy", "blip2-qformer")[0].shape[2] == 24
 
 
+def test_texts_of_different_length_in_one_batch_change_nothing(root):
+    import torch
+    from film import fast
+    from film.data import FusionDataset, collate, find_pairs
+    from film.network import Film
+    describe_dataset(root, "ivf", "Toy", **LIGHT)
+    (root / "Text/IVF/Toy/IR/p0.txt").write_text("A short text.")
+    encode_dataset(root, "ivf", "Toy")
+    items = [item for item in FusionDataset(find_pairs(root, "ivf", "Toy"), "ivf", mode="whole")]
+    batch = collate(items)
+    assert len({len(item["text"]) for item in items}) > 1 and batch["text_mask"] is not None
+    torch.manual_seed(0)
+    model = Film(text_width=384, grid=(36, 48), depth=1).eval()
+    with torch.no_grad():
+        for run in (model, lambda *tensors: fast.forward(model, *tensors)):
+            together = run(batch["a"], batch["b"], batch["text"], batch["text_mask"])
+            for row, item in enumerate(items): assert (run(item["a"][None], item["b"][None], item["text"][None])[0] - together[row]).abs().max() < 1e-6
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 @pytest.mark.parametrize("texts", ["embedded", "given"])
 def test_describe_encode_pack_train_fuse(texts, tmp_path):

@@ -215,3 +215,9 @@ def test_an_installed_torchvision_is_used_if_it_works(works, tmp_path):
         assert ("torchvision" in sys.modules) == {works}
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_half_precision_runs(folder):
+    for component, call in ((Blip2Captioner(save_blip2(folder / "blip2_half"), device="cpu", dtype="bfloat16", max_tokens=4), "caption"),
+                            (Florence2DenseCaptioner(save_florence2(folder / "florence2_half", "red car<loc_100><loc_100><loc_500><loc_900>"), device="cpu", dtype="bfloat16", beams=1), "regions")):
+        assert getattr(component, call)(description()) and next(component.loaded[1].parameters()).dtype == torch.bfloat16
