@@ -128,8 +128,7 @@ def motorcycle():
     from_right = np.where(right < width, disparity[rows, np.minimum(right, width - 1)], np.inf)
     disparity = np.where(valid, disparity, np.minimum(from_left, from_right)).astype(np.float32)
     disparity = cv2.medianBlur(disparity, 5)  # single wrong pixels would become discs
-    size = (512, round(height * 512 / width))
-    return shrink(image, 512), cv2.resize(disparity, size, interpolation=cv2.INTER_NEAREST)
+    return image, disparity
 
 
 # ---------------------------------------------------------------- MIF: a real average MRI and what other scanners would show
@@ -1064,8 +1063,8 @@ def fence():
 
 def make_mff():
     image, disparity = motorcycle()
-    near, far = np.percentile(disparity[200:], 90), np.percentile(disparity[:150], 30)
-    yield "motorcycle", *(expose(refocus(image, disparity, focus, 0.14), 0.98, np.random.default_rng((2, i))) for i, focus in enumerate((near, far)))
+    near, far = np.percentile(disparity[290:], 90), np.percentile(disparity[:217], 30)
+    yield "motorcycle", *(expose(shrink(refocus(image, disparity, focus, 0.2), 512), 0.98, np.random.default_rng((2, i))) for i, focus in enumerate((near, far)))
     for number, (name, make) in enumerate([("desk", desk), ("fence", fence)]):
         scene, view, depths, gain = make()
         yield name, *(expose(render(scene, WIDTH, HEIGHT, **view, focus=focus, samples=LENS_SAMPLES, seed=(6, number, i))[0], gain, np.random.default_rng((7, number, i)))

@@ -47,6 +47,7 @@ def _stem(filename):
     stem, extension = os.path.splitext(filename)
     return stem if extension.lower() in IMAGE_EXTENSIONS else filename
 
+# %% ../nbs/03_data.ipynb #f654986b
 def list_images(
     folder: str | os.PathLike, # a folder of images; its subfolders, hidden files and other files are passed over
 ) -> dict[str, list[Path]]:    # name -> its files (more than one is ambiguous), sorted by name
@@ -58,7 +59,7 @@ def list_images(
             found.setdefault(_stem(path.name), []).append(path)
     return dict(sorted(found.items()))
 
-# %% ../nbs/03_data.ipynb #f654986b
+# %% ../nbs/03_data.ipynb #ae029faa
 def _pairs(a_dir, b_dir, names=None, text_dir=None):
     a, b = list_images(a_dir), list_images(b_dir)
     if names is None: names = sorted(a.keys() | b.keys())
@@ -68,6 +69,7 @@ def _pairs(a_dir, b_dir, names=None, text_dir=None):
     return [Pair(name, a.get(name, [Path(a_dir)/f"{name}.png"])[0], b.get(name, [Path(b_dir)/f"{name}.png"])[0],
                  text(name) if text_dir else None) for name in names]
 
+# %% ../nbs/03_data.ipynb #bef99432
 def pair_folders(
     a_dir: str | os.PathLike, # folder of A images
     b_dir: str | os.PathLike, # folder of B images
@@ -190,12 +192,6 @@ def token_subset(
     return features[np.sort(rng.choice(len(features), max_tokens, replace=False))]
 
 # %% ../nbs/03_data.ipynb #92469d21
-def _read_gray(path):
-    image = read_image(path)
-    gray = to_gray(image)
-    if image.dtype == np.float32: return gray
-    return np.rint(gray * np.float32(np.iinfo(image.dtype).max)).astype(image.dtype)  # to_gray rounded: this is exact
-
 def _as_tokens(features, name):
     "(1, L, D) or (L, D) floats from an array or a packed file -> (L, D) float32, checked."
     features = np.asarray(features)
@@ -204,6 +200,13 @@ def _as_tokens(features, name):
         raise FilmError(f"{name}: text features must be floats of shape (1, L, D) or (L, D), found {features.dtype} {features.shape}")
     if not np.isfinite(tokens).all(): raise FilmError(f"{name}: text features contain NaN or infinite values")
     return tokens.astype(np.float32, copy=False)
+
+# %% ../nbs/03_data.ipynb #d233a1dd
+def _read_gray(path):
+    image = read_image(path)
+    gray = to_gray(image)
+    if image.dtype == np.float32: return gray
+    return np.rint(gray * np.float32(np.iinfo(image.dtype).max)).astype(image.dtype)  # to_gray rounded: this is exact
 
 class _Files:
     "Images and features of pairs, read on first use and then kept."
@@ -231,12 +234,13 @@ class _Files:
         if self.cache: self.kept[index] = a, b, text
         return a, b, text
 
-# %% ../nbs/03_data.ipynb #d233a1dd
+# %% ../nbs/03_data.ipynb #a134f0a4
 def _h5py():
     try: import h5py
     except ImportError: raise FilmError("packed files need h5py: pip install 'film-fusion[train]'") from None
     return h5py
 
+# %% ../nbs/03_data.ipynb #4ee4052a
 class _Packed:
     "Images and features of a packed file; each process that reads has its own handle."
     groups = "imageA", "imageB", "text"
