@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 # Public names are loaded on first use, so that `import film` and `film --help` do not wait for torch.
 _PUBLIC = {
     "TASKS": "film.core", "FilmError": "film.core",
-    "Film": "film.network", "fuse": "film.fusion", "load": "film.fusion",
+    "describe": "film.text", "encode": "film.encoding", "Film": "film.network", "fuse": "film.fusion", "load": "film.fusion", "metrics": "film.evaluation",
 }
 __all__ = sorted(_PUBLIC)
 

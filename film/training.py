@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'setting', 'TrainSettings', 'make_settings', 'learning_rate', 'pass_through', 'text_features', 'Run',
-           'stop_on_signal', 'LossModule', 'batches_of_epoch', 'fuse_item', 'validate', 'start_weights', 'save_weights',
-           'train']
+           'stop_on_signal', 'LossModule', 'batches_of_epoch', 'fuse_item', 'validate', 'parameter_groups',
+           'start_weights', 'save_weights', 'train']
 
 # %% ../nbs/06_training.ipynb #dbbba287
 import copy, json, math, shutil, signal, tempfile, threading
@@ -49,6 +49,7 @@ class TrainSettings:
     epochs: int = setting(150, "passes over the pairs")
     max_steps: int | None = setting(None, "stop earlier, after so many steps", type=int)
     lr: float = setting(1e-5, "Adam's learning rate")
+    text_lr: float = setting(1.0, "factor on the learning rate of the text path (at a high rate its gate shows as stripes in the picture)")
     schedule: str = setting("step", "'step': times `lr_gamma` every `lr_epochs`; 'cosine': warm-up, then half a cosine to 0")
     lr_epochs: int = setting(50, "schedule 'step': epochs between two cuts of the learning rate")
     lr_gamma: float = setting(0.6, "schedule 'step': factor of a cut")
@@ -75,7 +76,8 @@ class TrainSettings:
 # %% ../nbs/06_training.ipynb #098d8a6e
 PRESETS = {
     "paper": TrainSettings(),
-    "quick": TrainSettings(mode="crop", flips=True, max_tokens=16, batch_size=1, lr=1e-3, schedule="cosine", warmup=50, clip=1.0, epochs=15, start="pass-through"),
+    "quick": TrainSettings(mode="crop", flips=True, max_tokens=16, batch_size=1, lr=1e-3, schedule="cosine", warmup=50, clip=1.0, epochs=15, start="pass-through",
+                           text_lr=0.01),
 }
 
 # %% ../nbs/06_training.ipynb #33faa3ec
@@ -223,6 +225,16 @@ def validate(
         with torch.inference_mode(): losses.append(fusion_loss(fast.forward(film, a, b, item["text"][None].to(device)), a, b, weights)["total"].item())
     return float(np.mean(losses))
 
+# %% ../nbs/06_training.ipynb #7023b74d
+def parameter_groups(
+    film: Film,
+    text_lr: float, # factor on the learning rate of the text path
+) -> list[dict]:    # for the optimizer: the image path, the text path
+    "Parameters in two groups, `factor` being what their learning rate is multiplied by."
+    text_layers = ("text_process", "cross_attention", "imagef2textf", "convA2", "convB2", "preluA2", "preluB2")
+    of_text = {name: any(layer in name for layer in text_layers) for name, _ in film.named_parameters()}
+    return [dict(params=[p for name, p in film.named_parameters() if of_text[name] == text], factor=factor) for text, factor in ((False, 1.0), (True, text_lr))]
+
 # %% ../nbs/06_training.ipynb #330fd933
 def start_weights(
     path: str,  # a folder as `save_pretrained` writes it, or a checkpoint file
@@ -290,7 +302,7 @@ def train(
     film = Film(text_width=width, grid=settings.grid, depth=settings.depth, text_encoder=made_by)
     if settings.start == "pass-through": pass_through(film)
     elif settings.start != "default": film.load_state_dict(start_weights(settings.start, film))
-    optimizer = torch.optim.Adam(film.parameters(), lr=settings.lr)
+    optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
     state = run.load() if main or resume else None
     start = 0
     if state:
@@ -317,7 +329,7 @@ def train(
             loader = DataLoader(data, batch_sampler=batches[step - epoch * steps_per_epoch:], collate_fn=collate, num_workers=workers)
             for batch in loader:
                 if step >= total or step == stop_at or stopped(): break
-                for group in optimizer.param_groups: group["lr"] = learning_rate(settings, step, steps_per_epoch, total)
+                for group in optimizer.param_groups: group["lr"] = group["factor"] * learning_rate(settings, step, steps_per_epoch, total)
                 a, b, text = (batch[key].to(accelerator.device) for key in ("a", "b", "text"))
                 mask = None if batch["text_mask"] is None else batch["text_mask"].to(accelerator.device)
                 with accelerator.autocast(): terms = module(a, b, text, mask)

