@@ -6,9 +6,9 @@
 __all__ = ['METRICS', 'PAPER_METRICS', 'PAPER', 'RELEASED', 'PAPER_IMAGES', 'gray_levels', 'entropy', 'standard_deviation',
            'spatial_frequency', 'average_gradient', 'mutual_information', 'mse', 'correlation', 'psnr', 'scd', 'ssim',
            'vif', 'qabf', 'fmi', 'nabf', 'qcb', 'ms_ssim', 'mef_ssim', 'Metric', 'get_metrics', 'metrics',
-           'batch_metrics', 'Problem', 'Evaluation', 'evaluate_folders', 'bootstrap_mean', 'ranks', 'Row',
-           'leaderboard', 'to_markdown', 'to_latex', 'to_json', 'write_csv', 'leaderboard_picture', 'best_and_worst',
-           'image_set', 'paper_table', 'write_report']
+           'batch_metrics', 'Problem', 'Evaluation', 'name_methods', 'evaluate_folders', 'bootstrap_mean', 'ranks',
+           'Row', 'leaderboard', 'to_markdown', 'to_latex', 'to_json', 'write_csv', 'leaderboard_picture',
+           'best_and_worst', 'image_set', 'paper_table', 'write_report']
 
 # %% ../nbs/08_evaluation.ipynb #313422a1
 import csv, json, os
@@ -661,8 +661,18 @@ class Evaluation:
         return np.array([[self.scores[method][name][metric] for metric in self.metrics] for name in (self.common() if names is None else names)]).reshape(-1, len(self.metrics))
 
 # %% ../nbs/08_evaluation.ipynb #1c96aeff
+def name_methods(
+    folders: list[str | os.PathLike], # folders of fused images
+) -> dict[str, Path]:                 # method name -> folder
+    "Folders named by their last part, or by as many parts as it takes to tell them apart; a folder given twice counts once."
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths): depth += 1
+    return {"/".join(path.parts[-depth:]): path for path in paths}
+
+# %% ../nbs/08_evaluation.ipynb #701456f2
 def evaluate_folders(
-    fused: str | os.PathLike | Mapping[str, str | os.PathLike], # a folder of fused images, or method name -> folder
+    fused: str | os.PathLike | list[str | os.PathLike] | Mapping[str, str | os.PathLike], # a folder of fused images, several (see `name_methods`), or method name -> folder
     pairs: list[Pair],                                          # the sources, from `film.data.pair_folders` or `find_pairs`
     names: str | list[str] | tuple[str, ...] = PAPER_METRICS,   # see `get_metrics`
     workers: int | None = None,                                 # images at a time; None: one a core
@@ -672,7 +682,8 @@ def evaluate_folders(
     `FilmError` if a folder is missing or nothing at all can be scored; everything else that is wrong becomes a `Problem`. A method without
     a single scored image is left out."""
     chosen = get_metrics(names)
-    folders = {method: Path(folder) for method, folder in fused.items()} if isinstance(fused, Mapping) else {Path(fused).resolve().name: Path(fused)}
+    if isinstance(fused, Mapping): folders = {method: Path(folder) for method, folder in fused.items()}
+    else: folders = name_methods([fused] if isinstance(fused, (str, os.PathLike)) else fused)
     listings = {method: list_images(folder) for method, folder in folders.items()}
     sources = {folder: list_images(folder) if folder.is_dir() else {} for folder in {path.parent for pair in pairs for path in (pair.a, pair.b)}}
     result = Evaluation([metric.name for metric in chosen], {method: {} for method in folders}, pairs={pair.name: pair for pair in pairs})
@@ -689,7 +700,7 @@ def evaluate_folders(
         for method, listing in listings.items():
             files = listing.get(pair.name, [])
             if len(files) != 1:
-                kind, message = ("ambiguous", f"several images: {', '.join(p.name for p in files)}") if files else ("missing", f"no fused image in {folders[method]}")
+                kind, message = ("ambiguous", f"several images in {folders[method]}: {', '.join(p.name for p in files)}") if files else ("missing", f"no fused image in {folders[method]}")
                 problems.append(Problem(kind, method, pair.name, f"{pair.name}: {message}"))
                 continue
             try: f = gray_levels(files[0])
@@ -881,7 +892,7 @@ RELEASED = { # the same, from the README of the released weights
     "RealMFF":   (7.11, 54.97, 15.62, 5.43, 1.11, 0.76),
     "Lytro":     (7.56, 59.15, 19.57, 6.97, 0.98, 0.74),
 }
-PAPER_IMAGES = {"MSRS": 361, "RoadScene": 50, "Lytro": 20} # pairs in the paper's test set, where that is known
+PAPER_IMAGES = {"MSRS": 361, "Lytro": 20} # pairs in the paper's test set, where that is known: the publisher's test split, and all of Lytro
 
 # %% ../nbs/08_evaluation.ipynb #9ad0e150
 def image_set(

@@ -388,3 +388,10 @@ def test_bootstrap(n, seed):
     assert all(np.array_equal(x, y) for x, y in zip((mean, low, high), again))  # seeded
     wider = bootstrap_mean(values, level=0.99, resamples=500)
     assert (wider[1] <= low + 1e-12).all() and (high <= wider[2] + 1e-12).all()
+
+
+def test_folders_of_one_name_stay_apart(folders):
+    (folders / "again").mkdir()
+    (folders / "poor").rename(folders / "again/good")
+    result = evaluate_folders([folders / "good", folders / "again/good", folders / "again/../good"], pairs_of(folders))
+    assert {name.count("/") for name in result.scores} == {1} and [len(scores) for scores in result.scores.values()] == [3, 2]
