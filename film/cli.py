@@ -285,7 +285,7 @@ def info() -> dict:
         return f"{folder}{'' if folder == task else ' (no weights of its own yet)'}, text encoder {json.loads(config.read_text())['text_encoder']}"
     extras = {"text": ("openai", "segment-anything"), "train": ("accelerate", "tensorboard", "h5py"), "notebooks": ("jupyterlab", "papermill", "ipywidgets", "matplotlib")}
     return {
-        "film": __version__, "python": platform.python_version(), "system": platform.platform(),
+        "film": __version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__, "transformers": installed("transformers"), "device": str(choose_device()), "CPU path": backend(),
         "weights": {task: weights(task, folder) for task, folder in BUNDLED.items()},
         "extras": {extra: {name: installed(name) for name in names} for extra, names in extras.items()},

@@ -1,6 +1,6 @@
 """Runs every chapter in a fresh kernel, stores its outputs, exports the package and builds README.md from index.ipynb.
 
-    python tools/notebooks.py              all of it
+    python tools/notebooks.py              all of it, and the README's picture
     python tools/notebooks.py 04 07        only the chapters whose names start so
     python tools/notebooks.py --readme     only README.md
 """
@@ -38,8 +38,22 @@ def readme(notebook=ROOT / "nbs" / "index.ipynb"):
     "README.md as text. Pictures are referred to by files in the repository, so outputs must be text."
     exporter = MarkdownExporter(preprocessors=[Visible])
     text, _ = exporter.from_filename(str(notebook))
+    text = text.replace("```python\n%%sh\n", "```sh\n")
     text = text.replace("](../", "](").replace('src="../', 'src="')  # paths from nbs/ -> from the repository's root
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def picture():
+    "outputs/demo.jpg, the README's picture: one pair of the bundled sample for each task, fused."
+    import film
+    from film.core import TASKS, contact_sheet, read_image, write_image
+    from film.data import find_pairs
+    rows, titles = [], []
+    for task, name in (("ivf", "street"), ("mif", "pet"), ("mef", "coffee"), ("mff", "fence")):
+        pair = next(pair for pair in find_pairs("data", task, "Sample") if pair.name == name)
+        rows.append([read_image(pair.a), read_image(pair.b), film.fuse(pair.a, pair.b, task=task)])
+        titles.append([*TASKS[task].words, f"fused: {TASKS[task].title}"])
+    write_image("outputs/demo.jpg", contact_sheet([rows[0] + rows[1], rows[2] + rows[3]], [titles[0] + titles[1], titles[2] + titles[3]], height=170))
 
 
 def main(arguments):
@@ -51,8 +65,11 @@ def main(arguments):
             nb_export(path, lib_path=ROOT / "film")  # first, so that the chapter runs on the code it holds
             execute_notebook(path, path, cwd=path.parent, kernel_name="python3", progress_bar=False)
             nb = nbformat.read(path, as_version=4)
+            for cell in nb.cells:  # live widgets (progress bars) have random ids and show nothing when stored
+                if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
             clean_nb(nb, allowed_cell_metadata_keys=["tags"])
             nbformat.write(nb, path)
+            if path.stem == "index": picture()
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")
 
 
