@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -180,27 +181,34 @@ EXPORT int film_tokens(Index threads, Index W, float* x, Index x_step, Index row
     });
 }
 
-// tokens (N, 256), key weight (256, 256), query (L, 8, 32) scaled, share (L) -> pooled (8, 256). `room` takes the keys: 256 N floats.
-EXPORT int film_attend(Index threads, Index N, Index L, const float* tokens, const float* key_weight, const float* query, const float* share,
-                       float* room, float* pooled) {
+// What text makes of image: tokens (N, 256), text (L, 256), projections of queries, keys and values (768, 256) with bias (768), output projection (256, 256)
+// with bias -> gate (256). `room` takes the keys of all heads: 256 N floats.
+EXPORT int film_gate(Index threads, Index N, Index L, const float* tokens, const float* text, const float* in_weight, const float* in_bias,
+                     const float* out_weight, const float* out_bias, float* room, float* gate) {
     return guarded([&] {
-        const Packed packed(key_weight, TOKEN, TOKEN);
-        const Keys k{tokens, N, packed.data, room};
-        run_tasks(threads, k.tasks(), k.scratch(), [&](Index task, float* scratch) { active->keys(k, task, scratch); });
+        const Index block = active->block, padded = Packed::up(L), groups = std::min<Index>(4, padded / block);
+        auto project = [&](const float* rows, Index n, const float* weight, float* to) {
+            const Packed packed(weight, TOKEN, TOKEN);
+            const Keys p{rows, n, packed.data, to};
+            run_tasks(threads, p.tasks(), p.scratch(), [&](Index task, float* scratch) { active->keys(p, task, scratch); });
+        };
+        project(tokens, N, in_weight + TOKEN * TOKEN, room);
 
-        const Index padded = Packed::up(L), groups = std::min<Index>(4, padded / active->block);
-        Aligned queries(HEADS * padded * HEAD_WIDTH), shares(HEADS * padded), weights(HEADS * groups * N);
-        std::fill(shares.data, shares.data + HEADS * padded, 0.0f);
-        std::vector<float> one_head(L * HEAD_WIDTH);
+        // queries as the packed weights of a product with the keys; text tokens that only fill a block have share 0
+        Aligned queries(TOKEN * L), packed(TOKEN * padded), share(HEADS * padded), weights(HEADS * groups * N), pooled(HEADS * TOKEN);
+        project(text, L, in_weight, queries.data);
+        std::fill_n(packed.data, TOKEN * padded, 0.0f);
         for (Index head = 0; head < HEADS; head++) {
-            for (Index l = 0; l < L; l++) std::copy_n(query + (l * HEADS + head) * HEAD_WIDTH, HEAD_WIDTH, one_head.begin() + l * HEAD_WIDTH);
-            const Packed packed_head(one_head.data(), L, HEAD_WIDTH);
-            std::copy_n(packed_head.data, padded * HEAD_WIDTH, queries.data + head * padded * HEAD_WIDTH);
-            std::copy_n(share, L, shares.data + head * padded);
+            for (Index d = 0; d < HEAD_WIDTH; d++)
+                for (Index l = 0; l < L; l++) {
+                    const float query = queries.data[(head * HEAD_WIDTH + d / block * block) * L + l * block + d % block] + in_bias[head * HEAD_WIDTH + d];
+                    packed.data[((head * padded + l / block * block) * HEAD_WIDTH) + d * block + l % block] = query * float(1 / std::sqrt(double(HEAD_WIDTH)));
+                }
+            for (Index l = 0; l < padded; l++) share.data[head * padded + l] = l < L ? 1.0f / L : 0;
         }
-        const Weights w{room, N, queries.data, shares.data, padded / active->block, groups, weights.data};
-        run_tasks(threads, w.tasks(), w.scratch(active->block), [&](Index task, float* scratch) { active->weights(w, task, scratch); });
-        for (Index head = 0; head < HEADS; head++) {  // groups are added where the heads' results then lie one after the other
+        const Weights w{room, N, packed.data, share.data, padded / block, groups, weights.data};
+        run_tasks(threads, w.tasks(), w.scratch(block), [&](Index task, float* scratch) { active->weights(w, task, scratch); });
+        for (Index head = 0; head < HEADS; head++) {  // groups are added up where the heads' results then lie one after the other
             float* to = weights.data + head * N;
             const float* from = weights.data + head * groups * N;
             for (Index n = 0; n < N; n++) {
@@ -209,8 +217,22 @@ EXPORT int film_attend(Index threads, Index N, Index L, const float* tokens, con
                 to[n] = sum;
             }
         }
-        const Pool q{tokens, weights.data, N, pooled};
-        parallel(threads, TOKEN / active->block, [&](Index slice, Index) { active->pool(q, slice); });
+        const Pool q{tokens, weights.data, N, pooled.data};
+        parallel(threads, TOKEN / block, [&](Index slice, Index) { active->pool(q, slice); });
+
+        double answer[TOKEN], sum = 0;
+        for (Index o = 0; o < TOKEN; o++) {
+            const float *from = pooled.data + o / HEAD_WIDTH * TOKEN, *weight = in_weight + (2 * TOKEN + o) * TOKEN;
+            answer[o] = in_bias[2 * TOKEN + o];
+            for (Index i = 0; i < TOKEN; i++) answer[o] += double(weight[i]) * from[i];
+        }
+        double mean[TOKEN];
+        for (Index o = 0; o < TOKEN; o++) {
+            mean[o] = out_bias[o];
+            for (Index i = 0; i < TOKEN; i++) mean[o] += out_weight[o * TOKEN + i] * answer[i];
+            sum += std::abs(mean[o]);
+        }
+        for (Index o = 0; o < TOKEN; o++) gate[o] = mean[o] / std::max(sum, 1e-12);
         return 0;
     });
 }

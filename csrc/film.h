@@ -60,7 +60,7 @@ struct Tokens {
     Index scratch() const { return 2 * CHANNELS * PIECE; }
 };
 
-// keys of all heads: k = weight token (the bias cancels in the softmax)
+// keys of all heads: k = weight token (the bias cancels in the softmax). Queries too: their tokens are those of the text.
 struct Keys {
     const float* tokens;  // (N, 256)
     Index N;

@@ -143,7 +143,7 @@ def folded_attention(
     cosine = products / (norms[0][:, :, None] * norms[1][:, None])
     weights = (cosine * attention.temperature.detach().double()).softmax(-1)
     out = attention.project_out.weight.detach().double().view(C, heads, -1)
-    return torch.einsum("ohi,hij->ohj", out, weights).reshape(C, C).float()
+    return (out[..., None] * weights).sum(2).reshape(C, C).float()
 
 # %% ../nbs/04b_fast_path.ipynb #3cbaec75
 def matrix(weight: Tensor) -> Tensor:
@@ -180,21 +180,16 @@ def native_guide(
 ):
     "What `TextGuidedStage.guide` returns, into `f`."
     layer, (H, W, C) = stage.branch(side), f.shape
-    (rows, columns), L = layer["to_tokens"].grid, len(text)
+    rows, columns = layer["to_tokens"].grid
     one = spare[:H * W * C].view(H, W, C)
     call("film_conv_in", H, W, image, image.stride(1), image.shape[2], one, C, matrix(layer["conv_in"].weight), layer["act_in"].weight.item())
     native_block(layer["restormer"], one, f)
 
     conv = layer["to_tokens"].conv
     call("film_tokens", W, f, f.stride(1), rows, columns, nearest_index(H, rows), nearest_index(W, columns), matrix(conv.weight), conv.bias.detach(), tokens)
-    attention = layer["cross_attention"].multihead_attn
-    heads, width = attention.num_heads, TOKEN_WIDTH // attention.num_heads
-    weight_q, weight_k, weight_v = attention.in_proj_weight.detach().chunk(3)
-    bias_q, _, bias_v = attention.in_proj_bias.detach().chunk(3)
-    query, pooled = F.linear(text, weight_q, bias_q) * width ** -0.5, torch.empty(heads, TOKEN_WIDTH)
-    call("film_attend", len(tokens) // TOKEN_WIDTH, L, tokens, weight_k, query, torch.full((L,), 1 / L), spare, pooled)
-    answer = torch.einsum("he,hde->hd", pooled, weight_v.view(heads, width, TOKEN_WIDTH)).reshape(TOKEN_WIDTH) + bias_v
-    gate = F.normalize(attention.out_proj(answer), p=1, dim=-1)
+    attention, gate = layer["cross_attention"].multihead_attn, torch.empty(TOKEN_WIDTH)
+    call("film_gate", len(tokens) // TOKEN_WIDTH, len(text), tokens, text, attention.in_proj_weight, attention.in_proj_bias,
+         attention.out_proj.weight, attention.out_proj.bias, spare, gate)
 
     gated, out = layer["conv_gated"], layer["conv_out"]
     from_f, from_guided = out.weight.detach()[:, :, 0, 0].chunk(2, dim=1)
