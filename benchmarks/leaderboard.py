@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The bundled weights and every rule of chapter 07b on the test sets that are there, beside the paper's rows.
+"""The bundled weights and every rule of chapter 06b on the test sets that are there, beside the paper's rows.
 
     python benchmarks/leaderboard.py --data ROOT                  # Image/<TASK>/<DATASET>/test.txt below ROOT
     python benchmarks/leaderboard.py --data ROOT --rules-only     # without the network: minutes instead of an hour
