@@ -84,12 +84,11 @@ def add_evaluate(p: argparse.ArgumentParser):
 def run_evaluate(args) -> int:
     "`film evaluate`"
     from film.data import find_pairs, pair_folders
-    from film.evaluation import PAPER_METRICS, METRICS, evaluate_folders, paper_table, to_markdown, write_report
+    from film.evaluation import evaluate_folders, paper_table, to_markdown, write_report
     if bool(args.dataset) == bool(args.a and args.b): raise FilmError("name the sources: --a and --b, or --dataset")
     if args.paper and not args.dataset: raise FilmError("--paper needs --dataset")
     pairs = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b)
-    names = {"paper": PAPER_METRICS, "all": list(METRICS)}.get(args.metrics) or args.metrics.split(",")
-    evaluation = evaluate_folders({folder.resolve().name: folder for folder in args.fused}, pairs, names, args.workers)
+    evaluation = evaluate_folders(args.fused, pairs, args.metrics, args.workers)
     print(paper_table(evaluation, args.dataset, [pair.name for pair in pairs]) if args.paper else to_markdown(evaluation))
     for problem in evaluation.problems: print(problem.message, file=sys.stderr)
     if args.out:

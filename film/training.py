@@ -281,15 +281,15 @@ def train(
         from torch.utils.tensorboard import SummaryWriter
     except ImportError: raise FilmError("training needs more packages: pip install 'film-fusion[train]'") from None
     fast.keep_memory()
-    torch.manual_seed(settings.seed)
     if device not in (None, "cpu") and not torch.cuda.is_available(): raise FilmError(f"device {device} is not available here; use cpu")
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
 
     pairs = find_pairs(root, settings.task, settings.dataset, settings.split)
     check_pairs(pairs)
-    run = Run(out, settings, resume or not main)
-    with accelerator.main_process_first(): texts, made_by = text_features(pairs, settings.task, settings.encoder, run.folder / "texts")
+    with accelerator.main_process_first():  # it makes the folder and the features, the others find them
+        run = Run(out, settings, resume or not main)
+        texts, made_by = text_features(pairs, settings.task, settings.encoder, run.folder / "texts")
     held_out = set(np.random.default_rng((settings.seed, 1 << 32)).permutation(len(pairs))[:settings.validation].tolist())
     if len(pairs) - len(held_out) < settings.batch_size * world:
         raise FilmError(f"{len(pairs)} pairs, {len(held_out)} of them held out, do not fill one batch of {settings.batch_size} for {world} process(es)")
@@ -299,6 +299,7 @@ def train(
     shown = (validation or FusionDataset(pairs[:1], settings.task, texts=texts))[0]
 
     width = next(iter(texts.values())).shape[1]
+    torch.manual_seed(settings.seed)  # here, after anything that loads models of its own
     film = Film(text_width=width, grid=settings.grid, depth=settings.depth, text_encoder=made_by)
     if settings.start == "pass-through": pass_through(film)
     elif settings.start != "default": film.load_state_dict(start_weights(settings.start, film))
@@ -361,10 +362,10 @@ def train(
                 writer.add_scalar("loss/validation", loss, step)
             if step >= total: break
     bar.close()
-    if not main: return None
-    writer.close()
-    checkpoint(step)
+    if main:
+        writer.close()
+        checkpoint(step)
     if step < total:
-        print(f"stopped at step {step} of {total}; continue with --resume")
+        if main: print(f"stopped at step {step} of {total}; continue with --resume")
         return None
-    return save_weights(film, run.folder / "weights")
+    return save_weights(film, run.folder / "weights") if main else run.folder / "weights"

@@ -1,5 +1,6 @@
 "Training runs that are killed, interrupted, poisoned, or started twice."
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -94,3 +95,14 @@ def test_validation_pairs_are_held_out(dataset, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [2, 4]  # 4 of 6 pairs: 2 steps an epoch
     assert all(np.isfinite(line["validation"]) for line in lines if "validation" in line)
+
+
+def test_two_processes_do_what_one_does(dataset, tmp_path):
+    "Two processes with batches of one see, step by step, the pairs of one process with batches of two."
+    runs = [tmp_path / "one", tmp_path / "two"]
+    one = command(dataset, runs[0], steps=4)
+    two = command(dataset, runs[1], "--batch-size", "1", steps=4)
+    two[:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for argv in (one, two): subprocess.run(argv, check=True, capture_output=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    a, b = (load_file(run / "weights" / "model.safetensors") for run in runs)
+    assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-5
