@@ -14,7 +14,6 @@ extras = {name: settings[f"{name}_requirements"].split() for name in ("text", "t
 extras["dev"] = sorted({requirement for group in extras.values() for requirement in group})  # dev: all of them
 
 
-
 class BuildKernels(build_ext):
     "The native kernels of film.fast: csrc/kernels.cpp once for each instruction set, csrc/film.cpp chooses when it runs."
     def build_extension(self, ext):
@@ -42,7 +41,7 @@ setup(
     keywords=settings["keywords"],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["film", "film.*"]),
-    package_data={"film": ["weights/*"]},
+    package_data={"film": ["weights/*", "weights/*/*"]},
     # optional: without a C++ compiler nothing is built and film.fast uses torch
     ext_modules=[Extension("film._native", ["csrc/film.cpp", "csrc/kernels.cpp"], depends=["csrc/film.h"], language="c++", optional=True)],
     cmdclass={"build_ext": BuildKernels},
