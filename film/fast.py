@@ -67,7 +67,7 @@ def guide(
 ) -> Tensor:                         # (B, C, H, W)
     "What `TextGuidedStage.guide` returns."
     layer = stage.branch(side)
-    f = layer["restormer"](layer["act_in"](layer["conv_in"](f)))
+    f = layer["restormer"](layer["act_in"](layer["conv_in"](f)), exact=True)
     (B, C, H, W), (rows, columns) = f.shape, layer["to_tokens"].grid
     u = layer["to_tokens"].conv(f)                                                        # (B, C, H, W)
     tokens = F.interpolate(u, (rows, columns), mode="nearest").reshape(B, -1, TOKEN_WIDTH)
@@ -94,7 +94,7 @@ def forward_torch(
     t = model.text_process(text)
     f_a, f_b = a, b
     for stage in model.stages: f_a, f_b = guide(stage, "A", f_a, t, text_mask), guide(stage, "B", f_b, t, text_mask)
-    return model.merge(f_a, f_b)
+    return model.merge(f_a, f_b, exact=True)
 
 # %% ../nbs/04b_fast_path.ipynb #05d883ac
 @functools.cache

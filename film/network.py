@@ -38,11 +38,12 @@ class ChannelAttention(nn.Module):
         self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False)
         self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, exact: bool = False) -> Tensor:
         B, C, H, W = x.shape
-        q, k, v = (t.reshape(B, self.heads, C // self.heads, H * W) for t in self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1))
-        # sums over all pixels are taken in double: in float32 their rounding is the network's largest error
-        q, k = F.normalize(q.double(), dim=-1), F.normalize(k.double(), dim=-1)     # along pixels, eps 1e-12
+        qkv = self.qkv_dwconv(self.qkv(x)).contiguous()                             # summation over pixels is more accurate on rows of memory
+        q, k, v = (t.reshape(B, self.heads, C // self.heads, H * W) for t in qkv.chunk(3, dim=1))
+        if exact: q, k = q.double(), k.double()
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)                       # along pixels, eps 1e-12
         cosine = (q @ k.transpose(-2, -1)).to(x.dtype)                              # (B, heads, C/heads, C/heads)
         attention = (cosine * self.temperature).softmax(-1)
         return self.project_out((attention @ v).reshape(B, C, H, W))
@@ -69,8 +70,8 @@ class RestormerBlock(nn.Module):
         self.norm1, self.attn = LayerNorm(channels), ChannelAttention(channels)
         self.norm2, self.ffn = LayerNorm(channels), GatedFeedForward(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, exact: bool = False) -> Tensor:
+        x = x + self.attn(self.norm1(x), exact)
         return x + self.ffn(self.norm2(x))
 
 # %% ../nbs/04_fusion_network.ipynb #24bca1ae
@@ -203,10 +204,10 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         for stage in self.stages: f_a, f_b = stage(f_a, f_b, t, text_mask)
         return self.merge(f_a, f_b)
 
-    def merge(self, f_a: Tensor, f_b: Tensor) -> Tensor:
+    def merge(self, f_a: Tensor, f_b: Tensor, exact: bool = False) -> Tensor:
         "The two guided feature maps (B, 32, H, W) -> the fused image (B, 1, H, W) in (0, 1)."
-        f = self.restormer1(torch.cat([f_a, f_b], 1))                    # (B, 64, H, W)
-        f = self.restormer3(self.restormer2(self.conv1(f)))              # (B, 32, H, W)
+        f = self.restormer1(torch.cat([f_a, f_b], 1), exact)             # (B, 64, H, W)
+        f = self.restormer3(self.restormer2(self.conv1(f), exact), exact) # (B, 32, H, W)
         return torch.sigmoid(self.conv2(f))
 
     def check_input(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None = None):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from film import fast
@@ -72,11 +72,18 @@ def random_inputs(seed, B, H, W, L, masked):
     return a, b, text, mask
 
 
+def double_picks_other_pixels(size, grid):
+    "Nearest-neighbour indices are defined in float32; for a few sizes torch names other pixels in float64, and then a float64 run is no reference."
+    def index(n, m, dtype): return torch.nn.functional.interpolate(torch.arange(n, dtype=dtype)[None, None], m, mode="nearest").long()
+    return any(not torch.equal(index(n, m, torch.float32), index(n, m, torch.float64)) for pair in zip(size, grid) for n, m in (pair, pair[::-1]))
+
+
 @needs_kernels
 @settings(max_examples=25, deadline=None)
 @given(key=st.sampled_from(list(MODELS)), B=st.integers(1, 3), H=st.integers(16, 140), W=st.integers(16, 140), L=st.integers(1, 80), masked=st.booleans(),
        seed=st.integers(0, 2**31))
 def test_native_equals_plain(key, B, H, W, L, masked, seed):
+    assume(not double_picks_other_pixels((H, W), key[0]))
     a, b, text, mask = random_inputs(seed, B, H, W, L, masked)
     model = MODELS[key]
     with torch.no_grad(): plain, exact = model(a, b, text, mask), model.double()(a.double(), b.double(), text.double(), mask)
