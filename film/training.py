@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'setting', 'TrainSettings', 'make_settings', 'learning_rate', 'pass_through', 'text_features', 'Run',
-           'stop_on_signal', 'LossModule', 'batches_of_epoch', 'fuse_item', 'validate', 'parameter_groups',
-           'start_weights', 'save_weights', 'train']
+           'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch', 'fuse_item', 'validate',
+           'parameter_groups', 'start_weights', 'save_weights', 'train']
 
 # %% ../nbs/06_training.ipynb #dbbba287
 import copy, json, math, shutil, signal, tempfile, threading
@@ -181,6 +181,19 @@ def stop_on_signal():
     finally:
         for number, handler in before.items(): signal.signal(number, handler)
 
+# %% ../nbs/06_training.ipynb #9acf67e8
+@contextmanager
+def deterministic(device: torch.device):
+    "On the CPU, sums that several threads would otherwise add up in any order are added in one order, so that a run can be repeated to the bit."
+    if device.type != "cpu": yield; return
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    try: yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
 # %% ../nbs/06_training.ipynb #e2705521
 class LossModule(nn.Module):
     "Network and loss as one module: what is wrapped for several GPUs must run the whole forward pass."
@@ -323,7 +336,7 @@ def train(
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=start) if main else None
     bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)
     step, recent = start, []
-    with stop_on_signal() as stopped:
+    with stop_on_signal() as stopped, deterministic(accelerator.device):
         for epoch in range(start // steps_per_epoch, settings.epochs):
             data.set_epoch(epoch)
             batches = batches_of_epoch(len(data), settings.batch_size, settings.seed, epoch)[rank::world][:steps_per_epoch]
