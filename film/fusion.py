@@ -11,6 +11,7 @@ import io, os
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Callable
 
@@ -28,7 +29,7 @@ from .network import Film
 from .text import describe
 
 # %% ../nbs/07_fusion.ipynb #2499c33e
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+WEIGHTS_FOLDER = Path(str(files("film"))) / "weights"
 BUNDLED = {"ivf": "ivf", "mif": "ivf", "mef": "ivf", "mff": "ivf"}  # task -> folder of bundled weights
 
 # %% ../nbs/07_fusion.ipynb #0fcf4eee
