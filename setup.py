@@ -10,21 +10,20 @@ config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 
-extras = {name: settings[f"{name}_requirements"].split() for name in ("text", "train", "notebooks", "dev")}
+extras = {name: settings[f"{name}_requirements"].split() for name in ("text", "train", "export", "notebooks", "docs", "dev")}
 extras["dev"] = sorted({requirement for group in extras.values() for requirement in group})  # dev: all of them
 
 
 class BuildKernels(build_ext):
-    "The native kernels of film.fast: csrc/kernels.cpp once for each instruction set, csrc/film.cpp chooses when it runs."
+    "The native kernels of film.fast: the arithmetic once for each instruction set, csrc/film.cpp chooses when it runs."
     def build_extension(self, ext):
-        sets = [("plain_kernels", "plain", [])]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        if x86: sets += [("avx2_kernels", "AVX2", ["-mavx2", "-mfma"]), ("avx512_kernels", "AVX-512", ["-mavx512f", "-mfma"])]
+        sets = [("plain", "plain", [])] + [("avx2", "AVX2", ["-mavx2", "-mfma"]), ("avx512", "AVX-512", ["-mavx512f", "-mfma"])] * x86
         flags = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", "-g0"]
         objects = self.compiler.compile(["csrc/film.cpp"], self.build_temp, [("FILM_X86", "1")] if x86 else [], extra_postargs=flags)
-        for table, name, instructions in sets:
-            objects += self.compiler.compile(["csrc/kernels.cpp"], f"{self.build_temp}/{table}", [("FILM_KERNELS", table), ("FILM_NAME", f'"{name}"')],
-                                             extra_postargs=flags + instructions)
+        for key, name, instructions in sets:
+            objects += self.compiler.compile(["csrc/kernels.cpp", "csrc/gradients.cpp"], f"{self.build_temp}/{key}",
+                                             [("FILM_SET", key), ("FILM_NAME", f'"{name}"')], extra_postargs=flags + instructions)
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread"], target_lang="c++")
 
 
@@ -41,9 +40,9 @@ setup(
     keywords=settings["keywords"],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["film", "film.*"]),
-    package_data={"film": ["weights/*", "weights/*/*"]},
+    package_data={"film": ["weights/*", "weights/*/*", "stages/*"]},
     # optional: without a C++ compiler nothing is built and film.fast uses torch
-    ext_modules=[Extension("film._native", ["csrc/film.cpp", "csrc/kernels.cpp"], depends=["csrc/film.h"], language="c++", optional=True)],
+    ext_modules=[Extension("film._native", ["csrc/film.cpp", "csrc/kernels.cpp", "csrc/gradients.cpp"], depends=["csrc/film.h", "csrc/vectors.h"], language="c++", optional=True)],
     cmdclass={"build_ext": BuildKernels},
     install_requires=settings["requirements"].split(),
     extras_require=extras,
