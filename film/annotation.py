@@ -132,6 +132,7 @@ def describe_dataset(
     force: bool = False,             # make all again, edited texts too
 ) -> Summary:
     "Describes every image of a dataset; resumable at the image, safe to kill."
+    if writer == "none": raise FilmError("describing a data set needs a writer: measured, openai")
     task, root = get_task(task), data_root(root)
     base = Path(out or root) / "Text"
     cache = cache or Cache(base / ".cache")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .core import FilmError, to_uint8_rgb
-from .text import ComponentError, Description, Mask, Region, quietly, region_facts
+from .text import ComponentError, Description, Mask, Region, check_device, quietly, region_facts
 
 # %% ../nbs/01c_research_components.ipynb #5f489c55
 def model_id(
@@ -39,7 +39,9 @@ def pick_device(
     "Device and dtype, chosen once for a component."
     if device is None: device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None: dtype = torch.float16 if str(device).startswith("cuda") else torch.float32
-    return device, getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    types = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
+    if dtype not in (*types, *types.values()): raise FilmError(f"unknown dtype {dtype!r}: choose one of {', '.join(types)}")
+    return device, types.get(dtype, dtype)
 
 # %% ../nbs/01c_research_components.ipynb #2706166c
 def load_pretrained(
@@ -52,6 +54,7 @@ def load_pretrained(
     "A processor and a network from a hub id or a local folder; `ComponentError` if they cannot be had."
     from transformers import AutoProcessor
     local = Path(model).is_dir()
+    check_device(device)
     try:
         with quietly():
             processor = AutoProcessor.from_pretrained(model, local_files_only=local)
@@ -284,6 +287,7 @@ class SamSegmenter:
     @cached_property
     def generator(self):
         package, path = import_segment_anything(), Path(self.model)
+        check_device(self.device)
         if not path.is_file(): raise ComponentError(f"Segment Anything needs its checkpoint file, such as sam_vit_b_01ec64.pth: sam:FILE{f' ({path} is not there)' if self.model else ''}")
         if self.size not in package.sam_model_registry: raise ComponentError(f"{path.name}: say which model it is, size one of {', '.join(package.sam_model_registry)}")
         try:

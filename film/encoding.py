@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'ENCODER_IDS', 'AUTHORS_ENCODER', 'TextEncoder', 'minilm_folder', 'check_texts', 'BertEncoder',
-           'QFormerEncoder', 'extract_qformer', 'get_encoder', 'encode', 'pair_features', 'write_features',
-           'read_features']
+           'QFormerEncoder', 'extract_qformer', 'ConstantEncoder', 'get_encoder', 'encode', 'pair_features',
+           'write_features', 'read_features']
 
 # %% ../nbs/02_blip2_encoding.ipynb #4ba249c2
 import json, os, warnings
@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from .core import FilmError, atomic_write
-from .text import quietly
+from .text import check_device, quietly
 
 # %% ../nbs/02_blip2_encoding.ipynb #66886132
 class TextEncoder(Protocol):
@@ -66,11 +66,11 @@ class BertEncoder:
     def load(self, folder, network, device):
         "Tokenizer and network from a local folder, or from a hub id if there is no such folder; `FilmError` if they cannot be had."
         from transformers import AutoTokenizer
-        local = Path(folder).is_dir()
+        local, device = Path(folder).is_dir(), check_device(device or "cpu")
         try:
             with quietly():
                 self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
-                self.model = network.from_pretrained(folder, local_files_only=local, dtype="float32").eval().to(device or "cpu")
+                self.model = network.from_pretrained(folder, local_files_only=local, dtype="float32").eval().to(device)
         except (OSError, ValueError, KeyError) as error:
             raise FilmError(f"the text encoder cannot be loaded from {folder}: give a hub id that can be reached or a local folder ({str(error).strip().splitlines()[0][:160]})") from None
 
@@ -136,9 +136,18 @@ def extract_qformer(
         encoder.tokenizer.save_pretrained(folder)
 
 # %% ../nbs/02_blip2_encoding.ipynb #65df4477
+class ConstantEncoder:
+    "No text: one token of width 1, the same for every text."
+    name, width = "constant", 1
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.ones((1, 1), np.float32) for _ in check_texts(texts)]
+
+# %% ../nbs/02_blip2_encoding.ipynb #0d77655e
 ENCODERS = {
     "minilm": lambda device, folder: BertEncoder(folder or minilm_folder(), Path(folder).name if folder else "all-MiniLM-L6-v2", device),
     "blip2": lambda device, folder: QFormerEncoder(folder or "Salesforce/blip2-itm-vit-g", AUTHORS_ENCODER, device),
+    "constant": lambda device, folder: ConstantEncoder(),
 }
 ENCODER_IDS = {"all-MiniLM-L6-v2": "minilm", "blip2-qformer": "blip2"}  # the id that feature files and checkpoints record -> the name it is loaded by
 _loaded: dict[tuple, TextEncoder] = {}

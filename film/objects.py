@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .core import FilmError, to_float, to_gray, to_uint8_rgb
-from .text import SURE, Description, LightRegions, Mask, Region, region_facts
+from .text import SURE, Description, LightRegions, Mask, Region, check_device, region_facts
 
 # %% ../nbs/01b_objects.ipynb #209246c1
 class Conv(nn.Module):
@@ -166,7 +166,7 @@ class ObjectRegions:
         device: str = "cpu",
         limit: int = 6,      # at most this many regions
     ):
-        self.device, self.limit, self.name = device, limit, f"nanodet-g/1+light-regions/1,{limit}"
+        self.device, self.limit, self.name = check_device(device), limit, f"nanodet-g/1+light-regions/1,{limit}"
 
     def regions(self, description: Description) -> list[Region]:
         things = [] if description.task == "mif" else detect(description.image, self.device)

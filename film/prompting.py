@@ -200,6 +200,9 @@ class OpenAIWriter:
         max_cost: float | None = None, # US dollars for the lifetime of this writer
     ):
         if prompts not in PROMPTS: raise FilmError(f"unknown prompts {prompts!r}: choose one of {', '.join(PROMPTS)}")
+        for what, value, least, most in (("temperature", temperature, 0, 2), ("timeout", timeout, 0.001, 86400), ("max_retries", max_retries, 0, 1000), ("concurrency", concurrency, 1, 1000),
+                                         *(("a price", price, 0, 1e6) for price in prices or ()), ("max_cost", 0 if max_cost is None else max_cost, 0, 1e9)):
+            if not least <= value <= most: raise FilmError(f"{what} {value} is not between {least:g} and {most:g}")
         self.model, self.base_url, self.prompts, self.see_image = model, base_url, PROMPTS[prompts], see_image
         self.temperature, self.seed, self.timeout, self.max_retries, self.tries = temperature, seed, timeout, max_retries, max(1, tries)
         self.budget, self.gate = Budget(prices or PRICES.get(model), max_cost), threading.BoundedSemaphore(concurrency)

@@ -8,7 +8,7 @@ __all__ = ['HUES', 'MEASURED_SIDE', 'REGION_SIDE', 'PLACES', 'SUBJECTS', 'IRREGU
            'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions', 'Description', 'light_word',
            'contrast_word', 'blur_word', 'place_word', 'plural', 'region_phrase', 'measured_caption', 'write_paragraph',
            'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions', 'MeasuredCaptioner', 'MeasuredWriter',
-           'ComponentError', 'quietly', 'get_component', 'measure_in_masks', 'describe']
+           'ComponentError', 'quietly', 'check_device', 'get_component', 'measure_in_masks', 'describe']
 
 # %% ../nbs/01_text_generation.ipynb #e41a2c20
 import zlib
@@ -479,6 +479,16 @@ def quietly():
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
+# %% ../nbs/01_text_generation.ipynb #d942640e
+def check_device(
+    device: str, # 'cpu', 'cuda', 'cuda:1', 'mps', ...
+) -> str:        # the same
+    "`FilmError` if this machine has no such device."
+    import torch
+    try: torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error: raise FilmError(f"device {device!r} is not available here ({str(error).splitlines()[0][:80]})") from None
+    return device
+
 # %% ../nbs/01_text_generation.ipynb #70f8c0fe
 COMPONENTS = {
     "dense":     {"measured": "film.text:LightRegions", "objects": "film.objects:ObjectRegions",
@@ -493,6 +503,7 @@ def _built(path, **options):
     module, name = path.split(":")
     build = getattr(import_module(module), name)
     taken = signature(build).parameters
+    if "model" in taken and "model" not in options and taken["model"].default is taken["model"].empty: raise FilmError(f"{name} needs a model or file: write it after the name, with ':' between")
     if "model" in options and "model" not in taken: raise FilmError(f"{name} has no model to choose: leave out ':{options['model']}'")
     try: return build(**{option: value for option, value in options.items() if option in taken})
     except TypeError as error: raise FilmError(f"{name}: {error}") from None

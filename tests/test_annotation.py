@@ -300,3 +300,58 @@ def test_describe_encode_pack_train_fuse(texts, tmp_path):
     fused = fuse(pairs[0].a, pairs[0].b, weights=weights, text=Path(pairs[0].text))
     from film.core import read_image
     assert fused.shape[:2] == read_image(pairs[0].a).shape[:2] and fused.std() > 5
+
+
+# ---------------------------------------------------------------- the command
+
+def film(capsys, *argv):
+    "Exit code and what the command prints."
+    from film.cli import main
+    try: code = main([str(a) for a in argv])
+    except SystemExit as stop: code = stop.code
+    return code, "".join(capsys.readouterr())
+
+
+def test_every_component_by_command(root, tmp_path, capsys, monkeypatch):
+    "The paper's components on tiny weights, with their options, a chat server that sees the image, and a key that is found nowhere afterwards."
+    import torch
+    from film.components import import_segment_anything
+    from tiny_models import tiny_sam
+    import_segment_anything().sam_model_registry["tiny"] = lambda checkpoint=None: tiny_sam()
+    torch.save(tiny_sam(seed=1).state_dict(), tmp_path / "sam.pth")
+    save_blip2(tmp_path / "blip2")
+    (tmp_path / "grit.json").write_text(json.dumps({f"p{i}": [dict(caption="a sure thing", box=[5, 5, 90, 90], score=.9), dict(caption="an unsure thing", box=[9, 9, 60, 60], score=.3)] for i in range(4)}))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-never-to-be-seen")
+    with ChatServer("429", "good") as server:
+        command = ["describe", root, "--dataset", "Toy", "--split", "test", "--dense", f"grit:{tmp_path / 'grit.json'}", "--grit-score", ".2", "--captioner", f"blip2:{tmp_path / 'blip2'}", "--dtype", "float32",
+                   "--segmenter", f"sam:{tmp_path / 'sam.pth'}", "--sam-size", "tiny", "--sam-points", "2", "--sam-iou", "-10", "--sam-stability", "-1", "--sam-limit", "3",
+                   "--writer", "openai:local", "--base-url", server.url, "--see-image", "--temperature", "0.5", "--seed", "7", "--max-retries", "2", "--timeout", "20", "--workers", "2", "--concurrency", "2"]
+        code, said = film(capsys, *command)
+        assert code == 0 and "4 made, 0 kept" in said, said
+        asked = len(server.requests)
+        assert asked == 5 and server.keys[0] == "Bearer sk-never-to-be-seen" and {r["temperature"] for r in server.requests} == {.5} and {r["seed"] for r in server.requests} == {7}
+        assert all(part["type"] == kind for r in server.requests for part, kind in zip(r["messages"][1]["content"], ("text", "image_url"), strict=True))
+        assert film(capsys, *command)[1].strip() == "0 made, 4 kept" and len(server.requests) == asked
+    facts = json.loads((root / "Text/IVF/Toy/IR/p1.json").read_text())
+    assert [r["label"] for r in facts["regions"]] == ["a sure thing", "an unsure thing"] and 0 < len(facts["masks"]) <= 3 and facts["caption"].startswith("a photo of")
+    assert "tiny,2,-10.0,-1.0" in facts["made_by"]["segmenter"] and "t0.5,seed7,image" in facts["made_by"]["writer"] and facts["made_by"]["dense"].endswith(",0.2")
+    assert "sk-never" not in said and not [path for path in root.rglob("*") if path.is_file() and b"sk-never" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--device", "tpu"], "device 'tpu' is not available"), (["--dtype", "int3"], "invalid choice"), (["--dense", "grit"], "GritResults needs a model or file"), (["--writer", "none"], "add --json"),
+    (["--writer", "openai:m", "--concurrency", "0"], "concurrency 0 is not between 1 and 1000"), (["--writer", "openai:m", "--max-retries", "-1"], "max_retries -1"), (["--writer", "openai:m", "--timeout", "0"], "timeout 0"),
+    (["--writer", "openai:m", "--temperature", "nan"], "temperature nan"), (["--writer", "openai:m", "--prices", "-1", "2"], "a price -1"), (["--writer", "openai:m"], "set the environment variable OPENAI_API_KEY"),
+    (["--segmenter", "sam"], "needs its checkpoint file"), (["--captioner", "measured:x"], "has no model to choose")])
+def test_wrong_options_are_one_line(root, capsys, options, says):
+    code, said = film(capsys, "describe", root / "Image/IVF/Toy/IR/p0.png", *options)
+    assert code == 2 and says in said and "Traceback" not in said and (said.startswith("usage") or said.count("\n") == 1)
+
+
+def test_devices_and_writers_that_cannot_be(root, capsys):
+    assert film(capsys, "describe", root, "--dataset", "Toy", "--writer", "none") [0] == 2
+    code, said = film(capsys, "describe", root / "Image/IVF/Toy/IR/p0.png", "--writer", "none", "--segmenter", "none", "--json")
+    assert code == 0 and json.loads(said)["paragraph"] == "" and json.loads(said)["caption"]
+    describe_dataset(root, "ivf", "Toy", **LIGHT)
+    assert "device 'tpu' is not available" in film(capsys, "encode", root, "--dataset", "Toy", "--device", "tpu")[1]
+    with pytest.raises(FilmError, match="needs a writer"): describe_dataset(root, "ivf", "Toy", writer="none")
