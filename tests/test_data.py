@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 
 from film.core import TASKS, FilmError, read_image, to_gray, write_image
-from film.data import (FusionDataset, Pair, check_pairs, collate, data_root, find_pairs, list_images, pack, pair_folders,
+from film.data import (GENERATORS, FusionDataset, Pair, check_pairs, collate, data_root, find_pairs, generate_pairs, list_images, pack, pair_folders,
                        random_crop, random_flip, resize_paper, token_subset)
 from film.encoding import AUTHORS_ENCODER, write_features
 
@@ -297,6 +297,37 @@ def test_packing_refuses_what_it_cannot_hold(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(FilmError, match=r"pip install 'film-fusion\[train\]'"): pack(root / "x.h5", pairs, "ivf")
     assert not list(root.glob("*.h5")) and not list(root.glob(".*"))
+
+
+# ---------------------------------------------------------------- pairs made from photographs
+
+@pytest.mark.parametrize("task", GENERATORS)
+@pytest.mark.parametrize("shape", [(16, 16), (40, 90, 3)])
+@pytest.mark.parametrize("fill", [None, 0, 255])
+def test_generators_take_every_photograph(task, shape, fill):
+    rng = np.random.default_rng(0)
+    photograph = rng.integers(0, 256, shape, np.uint8) if fill is None else np.full(shape, fill, np.uint8)
+    pair = GENERATORS[task](photograph, rng)
+    assert len(pair) == 2 and all(image.dtype == np.uint8 and image.shape == (shape if task != "mif" else shape[:2]) for image in pair)
+
+
+def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in "abc": write_image(tmp_path / "photographs" / f"{name}.png", rng.integers(0, 256, (48, 64, 3), np.uint8))
+    (tmp_path / "photographs" / "broken.jpg").write_bytes(b"not an image")
+    make = lambda name, seed=0: generate_pairs(tmp_path / "photographs", "mff", name, tmp_path, seed)
+    folder = make("One")
+    assert "passed over" in capsys.readouterr().out and (folder / "train.txt").read_text() == "a\nb\nc\n"
+    assert len(check_pairs(find_pairs(tmp_path, "mff", "One", "train"))) == 3
+    before = (folder / "NEAR" / "b.png").read_bytes()
+    (folder / "NEAR" / "b.png").unlink()  # as if stopped before it was written
+    kept = (folder / "NEAR" / "a.png").stat().st_mtime_ns
+    make("One")
+    assert (folder / "NEAR" / "b.png").read_bytes() == before and (folder / "NEAR" / "a.png").stat().st_mtime_ns == kept
+    assert (make("Two", 1) / "NEAR" / "b.png").read_bytes() != before
+    with pytest.raises(FilmError, match="another kind or seed"): make("One", 1)
+    with pytest.raises(FilmError, match="no generator for ivf"): generate_pairs(tmp_path / "photographs", "ivf", "One", tmp_path)
+    with pytest.raises(FilmError, match="holds no images"): generate_pairs(folder, "mff", "Three", tmp_path)
 
 
 # ---------------------------------------------------------------- the bundled sample and the real data

@@ -66,12 +66,12 @@ def test_train_step(model, forward):
     terms = fusion_loss(model(a, b, text), a, b)
     terms["total"].backward()
     for ours, theirs in (("total", "loss_total"), ("intensity", "loss_intensity"), ("gradient", "loss_gradient")):
-        assert terms[ours].item() == pytest.approx(golden[theirs], rel=1e-5)
+        # theirs is 1.05e-5 from the loss of the float64 image: float32 sums over all pixels, whose order is each processor's own
+        assert terms[ours].item() == pytest.approx(golden[theirs], rel=1e-4)
     norms = {name: norm for name, (_, norm) in golden["grad_sum_and_norm"].items()}
     assert set(norms) == {name for name, _ in model.named_parameters()}
-    floor = 1e-6 * max(norms.values())
-    for name, parameter in model.named_parameters():
-        if norms[name] > floor: assert parameter.grad.double().norm().item() == pytest.approx(norms[name], rel=1e-2), name
+    floor = 1e-4 * max(norms.values())  # a PReLU's one slope is a sum over a map that nearly cancels: its gradient in float32 is noise below that
+    for name, parameter in model.named_parameters(): assert parameter.grad.double().norm().item() == pytest.approx(norms[name], rel=1e-2, abs=floor), name
     model.zero_grad(set_to_none=True); model.eval()
 
 

@@ -1,6 +1,7 @@
 "Training runs that are killed, interrupted, poisoned, or started twice."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 
 from film.cli import main
 from film.core import FilmError
+from film.data import find_pairs, pack
 from film.network import Film
-from film.training import make_settings, train
+from film.training import make_settings, text_features, train, training_pairs
 
 TINY = dict(dataset="Tiny", depth=1, grid=(8, 32), crop=(32, 32), max_steps=30, epochs=99, lr=1e-3, batch_size=2)
 
@@ -55,6 +57,20 @@ def test_killed_run_resumes_bit_for_bit(dataset, tmp_path):
     assert Film.from_pretrained(killed / "weights").text_encoder == "all-MiniLM-L6-v2"
 
 
+def test_trains_from_a_packed_file(dataset, tmp_path):
+    "The same weights and validation loss as from the files that were packed."
+    settings = make_settings("quick", **TINY | dict(max_steps=4, validation=2))
+    files = train(settings, dataset, tmp_path / "files", device="cpu", log_every=1)
+    texts, encoder = text_features(training_pairs(dataset, settings), "ivf", "minilm", tmp_path / "files" / "texts")
+    pack(tmp_path / "tiny.h5", find_pairs(dataset, "ivf", "Tiny", "train"), "ivf", "whole", texts, encoder)
+    packed = train(settings, tmp_path / "tiny.h5", tmp_path / "packed", device="cpu", log_every=1)
+    one, other = (load_file(folder / "model.safetensors") for folder in (files, packed))
+    assert all(torch.equal(one[name], other[name]) for name in one) and Film.from_pretrained(packed).text_encoder == "all-MiniLM-L6-v2"
+    logs = [[json.loads(line) for line in (run.parent / "log.jsonl").read_text().splitlines()] for run in (files, packed)]
+    assert [line.get("total") for line in logs[0]] == [line.get("total") for line in logs[1]] and abs(logs[0][-1]["validation"] - logs[1][-1]["validation"]) < 1e-4
+    with pytest.raises(FilmError, match="brings its text"): train(make_settings("quick", **TINY | dict(encoder="constant")), tmp_path / "tiny.h5", tmp_path / "silent", device="cpu")
+
+
 def test_ctrl_c_leaves_a_checkpoint(dataset, tmp_path):
     run = tmp_path / "run"
     process = start(dataset, run, steps=5000)
@@ -82,12 +98,12 @@ def test_a_run_is_not_overwritten_or_changed(dataset, tmp_path, capsys):
     assert "Nowhere" in capsys.readouterr().err
 
 
-def test_plain_and_fast_train_alike(dataset, tmp_path):
+def test_every_form_of_the_network_trains_alike(dataset, tmp_path):
     weights = []
-    for plain in (True, False):
-        folder = train(make_settings("quick", **TINY | dict(max_steps=3, plain=plain)), dataset, tmp_path / str(plain), device="cpu")
+    for form in ("fast", "plain", "checkpointing"):
+        folder = train(make_settings("quick", **TINY | dict(max_steps=3) | ({} if form == "fast" else {form: True})), dataset, tmp_path / form, device="cpu")
         weights.append(load_file(folder / "model.safetensors"))
-    assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 2e-4
+    for other in weights[1:]: assert max((weights[0][name] - other[name]).abs().max().item() for name in weights[0]) < 2e-4
 
 
 def test_validation_pairs_are_held_out(dataset, tmp_path):
@@ -95,6 +111,20 @@ def test_validation_pairs_are_held_out(dataset, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [2, 4]  # 4 of 6 pairs: 2 steps an epoch
     assert all(np.isfinite(line["validation"]) for line in lines if "validation" in line)
+
+
+def test_the_best_weights_by_validation_are_kept(dataset, tmp_path):
+    "Even where the run is stopped after its best step and resumed. The learning rate is far too high, so that the last step is not the best."
+    settings = make_settings("quick", **TINY | dict(max_steps=8, validation=2, schedule="step", lr=0.05))
+    def run(name, **options): return train(settings, dataset, tmp_path / name, device="cpu", validate_every=1, **options)
+    run("run", stop_at=7)
+    kept = load_file(run("run", resume=True) / "model.safetensors")
+    losses = {line["step"]: line["validation"] for line in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if "validation" in line}
+    best = min(losses, key=losses.get)
+    assert best < 6 and [*losses] == [2, 4, 6, 8]
+    run("again", stop_at=best)
+    there = torch.load(tmp_path / "again" / "checkpoint.pt", weights_only=True)["model"]
+    assert kept.keys() == there.keys() and all(torch.equal(kept[name], there[name]) for name in kept)
 
 
 def test_two_processes_do_what_one_does(dataset, tmp_path):
@@ -106,3 +136,13 @@ def test_two_processes_do_what_one_does(dataset, tmp_path):
     for argv in (one, two): subprocess.run(argv, check=True, capture_output=True, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     a, b = (load_file(run / "weights" / "model.safetensors") for run in runs)
     assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-5
+
+
+def test_several_data_sets_without_text_from_weights_with_text(dataset, tmp_path):
+    shutil.copytree(dataset / "Image" / "IVF" / "Tiny", dataset / "Image" / "IVF" / "Other")
+    with_text = train(make_settings("quick", **TINY | dict(max_steps=2)), dataset, tmp_path / "text", device="cpu")
+    without = train(make_settings("quick", **TINY | dict(max_steps=2, dataset="Tiny+Other", encoder="constant", start=str(with_text), validation=2)), dataset, tmp_path / "none", device="cpu")
+    film = Film.from_pretrained(without)
+    assert (film.text_encoder, film.text_width) == ("constant", 1)
+    assert not (tmp_path / "none" / "texts").exists()
+    with pytest.raises(FilmError, match="no such dataset|Missing"): train(make_settings("quick", **TINY | dict(dataset="Tiny+Missing")), dataset, tmp_path / "bad", device="cpu")
