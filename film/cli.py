@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'add_dataset', 'add_fuse', 'run_fuse', 'add_evaluate', 'run_evaluate', 'add_describe', 'run_describe',
-           'add_encode', 'run_encode', 'add_pack', 'run_pack', 'add_train', 'run_train', 'add_demo', 'run_demo',
+           'add_encode', 'run_encode', 'add_pack', 'run_pack', 'add_generate', 'run_generate', 'add_train', 'run_train',
+           'add_app', 'run_app', 'add_pipeline', 'run_pipeline', 'add_export', 'run_export', 'add_demo', 'run_demo',
            'add_info', 'info', 'run_info', 'check_writable', 'parse', 'main']
 
 # %% ../nbs/09_cli.ipynb #5c2e6017
@@ -34,10 +35,16 @@ def add_fuse(p: argparse.ArgumentParser):
     add_dataset(p)
     p.add_argument("--text", action="append", metavar="TEXT", help="a paragraph for both images, or give it twice: A's, B's (default: described automatically)")
     p.add_argument("--text-features", type=Path, metavar="NPY", help="token features instead of text: an .npy file, or for many pairs a folder of <name>.npy")
-    p.add_argument("--weights", metavar="W", help="a folder with model.safetensors, an authors' .pth file, or a hub id (default: bundled)")
+    p.add_argument("--weights", metavar="W", help="a folder with model.safetensors, an authors' .pth file, a hub id, or an exported .onnx or .xml file (default: bundled)")
+    p.add_argument("--plain", action="store_true", help="the readable form of the network instead of the fastest, to compare with")
+    p.add_argument("--backend", metavar="NAME", help="onnx or openvino: fuse in that runtime, exported the first time (default: torch and the native kernels)")
+    p.add_argument("--dtype", metavar="NAME", help="bfloat16 or float16: half precision, for GPUs (default: float32)")
+    p.add_argument("--compile", action="store_true", help="through torch.compile, which takes a minute the first time")
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="many pairs: processes that share the threads (default: 1)")
     p.add_argument("--method", default="film", help="film, or a classical rule to compare with: average, maximum, laplacian, ... (default: film)")
     p.add_argument("--gray", action="store_true", help="write luma only, as the released code does and as the paper's tables are measured")
     p.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    p.add_argument("--max-memory", metavar="SIZE", help="for large images: beyond it, as in 1GB, arrays live in a temporary file; the program itself takes some 300 MB more (default: no limit)")
     p.add_argument("--resume", action="store_true", help="many pairs: leave results that are there")
 
 # %% ../nbs/09_cli.ipynb #8ae80d1b
@@ -45,39 +52,43 @@ def run_fuse(args) -> int:
     "`film fuse`"
     from film.data import find_pairs, pair_folders
     from film.fast import keep_memory
-    from film.fusion import fuse, fuse_pairs, load_weights
+    from film.fusion import fuse, fuse_pairs
+    from film.large import write_large
     if args.text and args.text_features: raise FilmError("give --text or --text-features, not both")
     if args.dataset: pairs = find_pairs(args.data, args.task, args.dataset, args.split)
     elif not args.a or not args.b: raise FilmError("give two images, two folders, or --dataset")
     elif args.a.is_dir() != args.b.is_dir(): raise FilmError("one of the two is a folder and the other is not: give two images or two folders")
     else: pairs = pair_folders(args.a, args.b) if args.a.is_dir() else None
     keep_memory()
-    options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray)
-    if args.weights: options["weights"] = load_weights(args.weights, args.device)  # once, not once a pair
+    options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory)
+    for name in ("weights", "plain", "backend", "dtype", "compile"):
+        if getattr(args, name): options[name] = getattr(args, name)
     if pairs is None:
         check_writable(args.out)
-        write_image(args.out, fuse(args.a, args.b, text=args.text_features or args.text, **options))
+        (write_large if args.max_memory else write_image)(args.out, fuse(args.a, args.b, text=args.text_features or args.text, **options))
         print(args.out)
         return 0
     if args.out.is_file() or args.out.suffix.lower() in IMAGE_EXTENSIONS: raise FilmError(f"{args.out}: for many pairs, OUT must be a folder")
     text = dict(text=lambda pair: args.text_features / f"{pair.name}.npy") if args.text_features else dict(text=lambda pair: args.text) if args.text else {}
-    summary = fuse_pairs(pairs, args.out, resume=args.resume, **text, **options)
+    summary = fuse_pairs(pairs, args.out, resume=args.resume, workers=args.workers, **text, **options)
     print(f"{summary}\n{args.out}")
     return 1 if summary.failed else 0
 
 # %% ../nbs/09_cli.ipynb #b2fd851c
 def add_evaluate(p: argparse.ArgumentParser):
-    """score fused images, compare methods
+    """score fused images, compare methods, reproduce the paper's tables
 
-    Scores folders of fused images against their sources: a table with means and 95 %% intervals, and with -o per-image scores, tables as Markdown, LaTeX and JSON, and
-    pictures. Several folders give a leaderboard. Images that are missing, unreadable or of another size are listed; exit code 1 if there were any."""
-    p.add_argument("fused", type=Path, nargs="+", help="folder of fused images, <name>.png; the folder's name is the method's")
+    Scores folders of fused images against their sources: a table with means and 95 % intervals, and with -o per-image scores, tables as Markdown, LaTeX and JSON, and
+    pictures. Several folders give a leaderboard. Images that are missing, unreadable or of another size are listed; exit code 1 if there were any. With --paper and no folder,
+    the bundled weights and the classical rules are run on every test set of the paper that is under the data root (or on --dataset): the reproduction table."""
+    p.add_argument("fused", type=Path, nargs="*", help="folder of fused images, <name>.png; the folder's name is the method's")
     p.add_argument("--a", type=Path, help="folder of the A images")
     p.add_argument("--b", type=Path, help="folder of the B images")
     add_dataset(p, split="test")
     p.add_argument("--metrics", default="paper", help="paper, all, or names with commas between: EN,SD,... (default: paper)")
     p.add_argument("--paper", action="store_true", help="also the paper's row of --dataset, and the difference")
-    p.add_argument("-o", "--out", type=Path, metavar="OUT", help="folder for scores.csv, tables and pictures")
+    p.add_argument("-o", "--out", type=Path, metavar="OUT", help="folder for scores.csv, tables and pictures (with --paper alone: outputs/paper)")
+    p.add_argument("--device", help="with --paper alone: cpu, cuda, ... (default: cuda where there is one)")
     p.add_argument("--workers", type=int, help="images at a time (default: one a core)")
 
 # %% ../nbs/09_cli.ipynb #36df1fbf
@@ -85,6 +96,13 @@ def run_evaluate(args) -> int:
     "`film evaluate`"
     from film.data import find_pairs, pair_folders
     from film.evaluation import evaluate_folders, paper_table, to_markdown, write_report
+    if args.paper and not args.fused:
+        from film.fast import keep_memory
+        from film.reproduction import reproduce, reproduction_table
+        keep_memory()
+        print(reproduction_table(reproduce(args.data, args.out or "outputs/paper", [args.dataset] if args.dataset else None, args.device)))
+        return 0
+    if not args.fused: raise FilmError("name a folder of fused images, or --paper to make the reproduction table")
     if bool(args.dataset) == bool(args.a and args.b): raise FilmError("name the sources: --a and --b, or --dataset")
     if args.paper and not args.dataset: raise FilmError("--paper needs --dataset")
     pairs = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b)
@@ -112,7 +130,12 @@ def add_describe(p: argparse.ArgumentParser):
     p.add_argument("--captioner", default="measured", help="what it is a picture of: measured, blip2[:MODEL] (default: measured)")
     p.add_argument("--writer", default="measured", help="who writes the paragraph: measured, openai:MODEL (default: measured)")
     p.add_argument("--device", default="cpu", help="for local models (default: cpu)")
-    p.add_argument("--dtype", help="for local models: float32, float16, bfloat16 (default: the model's own)")
+    p.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of local models (default: float16 on a GPU, else float32)")
+    for name, kind, target, words in (("sam-size", str, "size", "vit_h, vit_l or vit_b (default: as the checkpoint's name says)"), ("sam-points", int, "points_per_side", "points on a side of the grid (default: 32)"),
+                                      ("sam-iou", float, "pred_iou_thresh", "least predicted quality of a mask (default: 0.88)"), ("sam-stability", float, "stability_score_thresh", "least agreement between thresholds (default: 0.95)"),
+                                      ("sam-limit", int, "limit", "at most so many masks (default: 30)")):
+        p.add_argument(f"--{name}", type=kind, dest=f"sam_{target}", metavar="X", help=f"Segment Anything: {words}")
+    p.add_argument("--grit-score", type=float, metavar="X", help="of GRiT's regions the least score (default: 0.5)")
     p.add_argument("--base-url", metavar="URL", help="of an OpenAI-compatible server (default: OPENAI_BASE_URL, else OpenAI)")
     p.add_argument("--prompts", default="paper", help="paper: one paragraph; questions: several questions answered one by one (default: paper)")
     p.add_argument("--see-image", action="store_true", help="send the image to the language model too; in the paper it sees text only")
@@ -134,9 +157,11 @@ def run_describe(args) -> int:
     options = {name: value for name, value in vars(args).items() if value is not None and name in
                ("device", "dtype", "base_url", "prompts", "see_image", "temperature", "seed", "timeout", "max_retries", "concurrency", "max_cost")}
     if args.prices: options["prices"] = tuple(args.prices)
-    parts = {role: getattr(args, role) if getattr(args, role) == "none" else get_component(role, getattr(args, role), **options) for role in ("dense", "segmenter", "captioner", "writer")}
+    own = {"dense": {} if args.grit_score is None else dict(least_score=args.grit_score), "segmenter": {name[4:]: value for name, value in vars(args).items() if name.startswith("sam_") and value is not None}}
+    parts = {role: getattr(args, role) if getattr(args, role) == "none" else get_component(role, getattr(args, role), **options, **own.get(role, {})) for role in ("dense", "segmenter", "captioner", "writer")}
     if not args.dataset:
         if not args.path or args.path.is_dir(): raise FilmError("give an image, or --dataset and its root")
+        if args.writer == "none" and not args.json: raise FilmError("without a writer there is no paragraph: add --json to see the rest")
         description = describe(args.path, task=args.task, modality=args.modality or TASKS[args.task].modalities[0], **parts)
         print(json.dumps(description.to_dict(), indent=1) if args.json else description.paragraph)
         return 0
@@ -192,6 +217,24 @@ def run_pack(args) -> int:
     print(f"{args.out}  {size / 1e6:.1f} MB")
     return 0
 
+# %% ../nbs/09_cli.ipynb #f8ec025f
+def add_generate(p: argparse.ArgumentParser):
+    """make training pairs from photographs
+
+    Makes a data set of pairs from a folder of ordinary photographs: two exposures (mef), two focal planes (mff) or two scan-like images (mif) of each (chapter 03). Resumable; a seed always gives the same pairs."""
+    p.add_argument("photographs", type=Path, help="folder of images")
+    p.add_argument("-t", "--task", required=True, choices=("mif", "mef", "mff"), help="what the pairs are for")
+    p.add_argument("--dataset", metavar="NAME", required=True, help="folder to make under ROOT/Image/<TASK>/")
+    p.add_argument("--data", metavar="ROOT", help="data root to write in (default: FILM_DATA, else ./data)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+
+# %% ../nbs/09_cli.ipynb #268bd4b0
+def run_generate(args) -> int:
+    "`film generate`"
+    from film.data import generate_pairs
+    print(generate_pairs(args.photographs, args.task, args.dataset, args.data, args.seed))
+    return 0
+
 # %% ../nbs/09_cli.ipynb #d4e4fa9f
 def add_train(p: argparse.ArgumentParser):
     """train weights
@@ -201,7 +244,7 @@ def add_train(p: argparse.ArgumentParser):
     from dataclasses import fields
     from film.training import PRESETS, TrainSettings
     p.add_argument("--preset", default="quick", choices=PRESETS, help="settings to start from: 'paper' as released, 'quick' for a CPU (default: quick)")
-    p.add_argument("--data", metavar="ROOT", help="data root (default: FILM_DATA, else ./data)")
+    p.add_argument("--data", metavar="ROOT", help="data root, or a packed file of film pack (default: FILM_DATA, else ./data)")
     p.add_argument("--out", default="outputs/train", help="the run's folder (default: outputs/train)")
     p.add_argument("--resume", action="store_true", help="continue the run in that folder, or start it")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: what there is")
@@ -226,6 +269,81 @@ def run_train(args) -> int:
                     log_every=args.log_every, picture_every=args.picture_every, checkpoint_every=args.checkpoint_every, validate_every=args.validate_every, stop_at=args.stop_at)
     if weights is None: return 130  # stopped by a signal, as shells report it
     print(weights)
+    return 0
+
+# %% ../nbs/09_cli.ipynb #33c786e3
+def add_app(p: argparse.ArgumentParser):
+    """edit texts, fuse and compare in a browser
+
+    Serves the explorer (chapter 09b) on this machine until Ctrl-C: choose a pair or upload two images, edit either text, fuse again, see result, difference and metrics."""
+    p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="task to begin with (default: ivf)")
+    p.add_argument("--data", metavar="ROOT", help="data root whose pairs can be chosen (default: FILM_DATA, else ./data)")
+    p.add_argument("--port", type=int, default=8866, metavar="N", help="the next free one is taken (default: 8866)")
+    p.add_argument("--no-browser", action="store_true", help="only print the address")
+
+# %% ../nbs/09_cli.ipynb #3e43ad41
+def run_app(args) -> int:
+    "`film app`"
+    from film.widgets import serve
+    serve(args.task, args.data, args.port, not args.no_browser)
+    return 0
+
+# %% ../nbs/09_cli.ipynb #c3e869d0
+def add_pipeline(p: argparse.ArgumentParser):
+    """describe, encode, pack, train, fuse, evaluate, report
+
+    Runs all stages as notebooks on a small part of a data set, and writes a report to send to a colleague. What has not changed since the last time is skipped; a run that was stopped or killed goes on.
+    Options win over what --config says."""
+    p.add_argument("-t", "--task", help="ivf, mif, mef, mff, several with commas between, or all (default: all)")
+    p.add_argument("--data", metavar="ROOT", help="data root; it is only read (default: FILM_DATA, else ./data)")
+    p.add_argument("--dataset", metavar="NAME", help="folder under ROOT/Image/<TASK>/ (default: Sample)")
+    p.add_argument("--pairs", type=int, metavar="N", help="at most so many pairs of the train list and of the test list (default: 8)")
+    p.add_argument("--steps", type=int, metavar="N", help="training steps (default: 20)")
+    p.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    p.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    p.add_argument("--out", metavar="DIR", help="the run's folder (default: outputs/pipeline/<task>-<dataset>)")
+    p.add_argument("--config", metavar="YAML", help="file of parameters, as --print-config writes it")
+    p.add_argument("--set", action="append", default=[], metavar="STAGE.NAME=VALUE", help="any parameter, as in train.lr=1e-3; may be given several times")
+    p.add_argument("--print-config", action="store_true", help="print every parameter with its value and explanation, run nothing")
+    p.add_argument("--dry-run", action="store_true", help="say what would run and why")
+    p.add_argument("--force", action="store_true", help="run every stage")
+    p.add_argument("--notebooks", metavar="DIR", help="folder of changed copies of the stages' notebooks (default: those of the package)")
+
+# %% ../nbs/09_cli.ipynb #66c0fab0
+def run_pipeline(args) -> int:
+    "`film pipeline`"
+    from film import pipeline
+    general = {name: getattr(args, name) for name in ("task", "data", "dataset", "pairs", "seed", "device", "out") if getattr(args, name) is not None}
+    steps = {"train": {"max_steps": args.steps}} if args.steps is not None else {}
+    changes = pipeline.merge(pipeline.read_config(args.config) if args.config else {}, general, steps, *map(pipeline.parse_setting, args.set))
+    notebooks = Path(args.notebooks) if args.notebooks else pipeline.NOTEBOOKS
+    if args.print_config: print(pipeline.config_text(pipeline.configure(changes, notebooks), notebooks), end=""); return 0
+    report = pipeline.run_pipeline(changes, notebooks=notebooks, force=args.force, dry_run=args.dry_run)
+    if not args.dry_run: print(report)
+    return 0
+
+# %% ../nbs/09_cli.ipynb #74e35cec
+def add_export(p: argparse.ArgumentParser):
+    """write the network for onnxruntime or OpenVINO
+
+    Writes the network as one file that runs without torch, for images of any size and texts of any length, one pair at a time. The file is compared with torch
+    before it is kept; film fuse --weights FILE takes it."""
+    p.add_argument("--onnx", type=Path, metavar="FILE", help="the .onnx file to write")
+    p.add_argument("--openvino", type=Path, metavar="FILE", help="the .xml file to write; a .bin is written beside it")
+    p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="whose bundled weights (default: ivf)")
+    p.add_argument("--weights", metavar="W", help="other weights: a folder with model.safetensors, an authors' .pth file, or a hub id")
+
+# %% ../nbs/09_cli.ipynb #8ed3688c
+def run_export(args) -> int:
+    "`film export`"
+    from film.export import FORMATS, export
+    from film.fusion import load, load_weights
+    wanted = {name: getattr(args, name) for name in FORMATS if getattr(args, name)}
+    if not wanted: raise FilmError("name a file to write: --onnx FILE or --openvino FILE")
+    for name, path in wanted.items():
+        if path.suffix.lower() != FORMATS[name]: raise FilmError(f"{path}: --{name} writes a file that ends in {FORMATS[name]}")
+    differences = export(load_weights(args.weights, "cpu") if args.weights else load(args.task, "cpu"), *wanted.values())
+    for path, difference in zip(wanted.values(), differences): print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, differs from torch by {difference:.0e}")
     return 0
 
 # %% ../nbs/09_cli.ipynb #c4cfccdf
@@ -275,14 +393,17 @@ def info() -> dict:
     import torch
     from film.fast import backend
     from film.fusion import BUNDLED, WEIGHTS_FOLDER, choose_device
+    from film.reproduction import checksum, listed_checksums
+    listed = listed_checksums()
     def installed(name):
         try: return version(name)
         except PackageNotFoundError: return None
     def weights(task, folder):
         config = WEIGHTS_FOLDER / folder / "config.json"
         if not config.is_file(): return "missing: the installation is incomplete"
-        return f"{folder}{'' if folder == task else ' (no weights of its own yet)'}, text encoder {json.loads(config.read_text())['text_encoder']}"
-    extras = {"text": ("openai", "segment-anything"), "train": ("accelerate", "tensorboard", "h5py"), "notebooks": ("jupyterlab", "papermill", "ipywidgets", "matplotlib")}
+        whole = checksum(config.with_name("model.safetensors")) == listed.get(f"{folder}/model.safetensors")
+        return f"{folder}, text encoder {json.loads(config.read_text())['text_encoder']}, {'checksum right' if whole else 'CHECKSUM WRONG: install again'}"
+    extras = {"text": ("openai", "segment-anything"), "train": ("accelerate", "tensorboard", "h5py"), "export": ("onnx", "onnxscript", "onnxruntime", "openvino"), "notebooks": ("jupyterlab", "papermill", "ipywidgets", "matplotlib", "voila")}
     return {
         "film": __version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__, "transformers": installed("transformers"), "device": str(choose_device()), "CPU path": backend(),
@@ -314,7 +435,7 @@ def check_writable(path: Path):
 
 # %% ../nbs/09_cli.ipynb #d4bcc3a4
 COMMANDS = {"fuse": (add_fuse, run_fuse), "evaluate": (add_evaluate, run_evaluate), "describe": (add_describe, run_describe), "encode": (add_encode, run_encode),
-            "pack": (add_pack, run_pack), "train": (add_train, run_train), "demo": (add_demo, run_demo), "info": (add_info, run_info)}
+            "pack": (add_pack, run_pack), "generate": (add_generate, run_generate), "train": (add_train, run_train), "export": (add_export, run_export), "pipeline": (add_pipeline, run_pipeline), "demo": (add_demo, run_demo), "app": (add_app, run_app), "info": (add_info, run_info)}
 
 # %% ../nbs/09_cli.ipynb #9d40682a
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -1,0 +1,179 @@
+"Many pairs: the pipeline of threads and the worker processes give what one pair at a time gives, whatever happens on the way."
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from film import fusion
+from film.cli import main
+from film.core import FilmError, read_image, write_image
+from film.data import pair_folders
+from film.fusion import fuse, fuse_pairs
+from film.network import Film
+
+NAMES = [f"p{i}" for i in range(6)]
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    "Six pairs in a/ and b/: p0 to p2 and p5 of one size, p3 of another, p4 damaged; B in colour."
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(NAMES):
+        shape = (40, 24) if i == 3 else (24, 32)
+        write_image(tmp_path / "a" / f"{name}.png", rng.integers(0, 256, shape, np.uint8))
+        write_image(tmp_path / "b" / f"{name}.png", rng.integers(0, 256, (*shape, 3), np.uint8))
+    (tmp_path / "b" / "p4.png").write_text("not a picture")
+    monkeypatch.chdir(tmp_path)
+    return pair_folders("a", "b")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Film(text_width=384, grid=(32, 48), depth=1, text_encoder="all-MiniLM-L6-v2").eval()
+
+
+def text(pair):
+    "Of another length for every pair."
+    return np.random.default_rng(int(pair.name[1:])).standard_normal((1, 2 + int(pair.name[1:]), 384)).astype(np.float32)
+
+
+def expect_all(summary, out, folders, weights, **options):
+    "The summary names what there is, in order, and each picture is that of the pair alone."
+    assert summary.done == ["p0", "p1", "p2", "p3", "p5"] and list(summary.failed) == ["p4"] and "not an image" in summary.failed["p4"]
+    assert sorted(p.name for p in out.iterdir()) == [f"{name}.png" for name in summary.done]
+    for pair in folders:
+        if pair.name != "p4": assert np.array_equal(read_image(out / f"{pair.name}.png"), fuse(pair.a, pair.b, text=text(pair), weights=weights, **options)), pair.name
+
+
+@pytest.mark.parametrize("batch", [None, 1, 2, 8])
+def test_same_as_one_by_one(folders, tmp_path, model, batch):
+    expect_all(fuse_pairs(folders, "out", weights=model, text=text, batch=batch), tmp_path / "out", folders, model)
+
+
+def test_rules_and_gray(folders, tmp_path):
+    summary = fuse_pairs(folders, "out", method="average", colour=False, task="mff")
+    assert len(summary.done) == 5
+    for name in summary.done: assert np.array_equal(read_image(f"out/{name}.png"), fuse(f"a/{name}.png", f"b/{name}.png", method="average", colour=False, task="mff"))
+
+
+def test_processes_share_the_threads(folders, tmp_path, model):
+    expect_all(fuse_pairs(folders, "out", weights=model, text=text, workers=2), tmp_path / "out", folders, model)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        pool = fusion.ProcessPoolExecutor(1, fusion.multiprocessing.get_context("spawn"), fusion._start_worker, (torch.get_num_threads() // 2, {}))
+        with pool: assert pool.submit(torch.get_num_threads).result() == 2
+    finally: torch.set_num_threads(before)
+
+
+def test_reading_and_writing_overlap_within_bounds(folders, model, monkeypatch):
+    "The next pair is read while the network runs; never more than a few pairs are under way."
+    under_way, most, seen, lock = 0, 0, set(), threading.Lock()
+    prepare, forward, finish = fusion.prepare, fusion.fuse_lumas, fusion.finish
+    reading_next = threading.Event()
+
+    def count(change):
+        nonlocal under_way, most
+        with lock: under_way += change; most = max(most, under_way)
+    def slow_prepare(*args, **kwargs):
+        count(1)
+        if len(seen) == 1: reading_next.set()
+        return prepare(*args, **kwargs)
+    def slow_forward(*args):
+        seen.add(threading.current_thread())
+        if not reading_next.is_set(): assert reading_next.wait(10), "nothing is read while the network runs"
+        time.sleep(.05)
+        return forward(*args)
+    def counted_finish(*args):
+        assert threading.current_thread() is not threading.main_thread()
+        time.sleep(.02)
+        count(-1)
+        return finish(*args)
+    for name, function in (("prepare", slow_prepare), ("fuse_lumas", slow_forward), ("finish", counted_finish)): monkeypatch.setattr(fusion, name, function)
+    pairs = [pair for pair in folders if pair.name != "p4"] * 4
+    assert len(fuse_pairs(pairs, "out", weights=model, text=text).done) == 20
+    assert seen == {threading.main_thread()} and 2 <= most <= 2 * fusion.AHEAD + 2 and under_way == 0
+
+
+def test_memory_limit_takes_pairs_in_turn(folders, model, monkeypatch):
+    under_way, prepare, finish = [], fusion.prepare, fusion.finish
+    def one(*args):
+        assert not under_way
+        under_way.append(1)
+        return prepare(*args)
+    monkeypatch.setattr(fusion, "prepare", one)
+    monkeypatch.setattr(fusion, "finish", lambda *args: (under_way.pop(), finish(*args))[1])
+    pairs = [pair for pair in folders if pair.name != "p4"]
+    assert len(fuse_pairs(pairs, "out", weights=model, text=text, max_memory="300MB").done) == 5
+
+
+def test_an_error_of_the_network_or_the_disk_is_the_pairs_own(folders, tmp_path, model, monkeypatch):
+    forward = fusion.fuse_lumas
+    def failing(network, pairs, room):
+        if pairs[0][0].shape == (40, 24): raise FilmError("not enough memory to fuse")
+        return forward(network, pairs, room)
+    monkeypatch.setattr(fusion, "fuse_lumas", failing)
+    (tmp_path / "out" / "p1.png").mkdir(parents=True)  # cannot be replaced by a file
+    summary = fuse_pairs(folders, "out", weights=model, text=text)
+    assert summary.done == ["p0", "p2", "p5"] and list(summary.failed) == ["p1", "p3", "p4"] and "cannot be written" in summary.failed["p1"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_interrupted_run_leaves_whole_files_and_resumes(folders, tmp_path, model, monkeypatch, error):
+    "Ctrl-C (or a bug) in the third pair: what is written is whole, threads are gone, and resume makes the rest."
+    forward, calls = fusion.fuse_lumas, []
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3: raise error
+        return forward(*args)
+    threads = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(fusion, "fuse_lumas", interrupted)
+        with pytest.raises(error): fuse_pairs(folders, "out", weights=model, text=text)
+    assert threading.active_count() == threads
+    there = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert set(there) <= {"p0.png", "p1.png"}
+    summary = fuse_pairs(folders, "out", weights=model, text=text, resume=True)
+    assert summary.skipped == [name.removesuffix(".png") for name in there] and len(summary.skipped) + len(summary.done) == 5
+    for name in ("p0", "p5"): assert np.array_equal(read_image(f"out/{name}.png"), fuse(f"a/{name}.png", f"b/{name}.png", text=text(folders[NAMES.index(name)]), weights=model))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_run_resumes(folders, tmp_path, model, capsys, workers):
+    "SIGKILL in the middle: only whole pictures under their names; the same command with --resume makes the rest; no process stays."
+    for i in range(6, 40):
+        for side in "ab": os.link(f"{side}/p0.png", f"{side}/q{i:02d}.png")
+    model.save_pretrained("weights")
+    command = ["fuse", "a", "b", "-o", "out", "--weights", "weights", "--text", "one", "--workers", workers, "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-m", "film", *command], env={**os.environ, "OMP_NUM_THREADS": "2"}, stderr=subprocess.DEVNULL)
+    give_up = time.monotonic() + 120
+    while not list(tmp_path.glob("out/[pq]*.png")) and time.monotonic() < give_up and process.poll() is None: time.sleep(.01)
+    children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()] if workers != "1" else []
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = list(tmp_path.glob("out/[pq]*.png"))
+    assert there and len(there) < 39
+    for path in there: assert read_image(path).shape == read_image(f"b/{path.name}").shape
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < give_up: time.sleep(.05)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    there = list(tmp_path.glob("out/[pq]*.png"))
+    assert main([*command[:-4], "--device", "cpu", "--resume"]) == 1  # p4 is damaged
+    assert f"{39 - len(there)} fused, {len(there)} skipped (already there), 1 failed" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("out/[pq]*.png"))) == 39
+
+
+@pytest.mark.parametrize("options, says", [
+    (dict(method="magic"), "unknown method"), (dict(weights="nowhere"), "no such weights"), (dict(workers=0), "at least 1"), (dict(workers=2, weights="nowhere"), "no such weights"),
+    (dict(method="average", max_memory="1GB"), "needs method film"), (dict(workers=2, max_memory="1GB"), "leave out the workers"), (dict(backend="onnx", plain=True), "plain: for torch only"),
+])
+def test_what_is_wrong_for_all_is_said_once(folders, options, says):
+    with pytest.raises(FilmError, match=says): fuse_pairs(folders, "out", **options)
+    assert not Path("out").exists()

@@ -1,0 +1,270 @@
+"The pipeline: what it refuses, what it skips, what it does after a kill, and the bundled sample of all four tasks."
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from film import pipeline
+from film.annotation import describe_dataset
+from film.cli import main
+from film.core import TASKS, read_image, write_image
+from film.training import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+ALL = [stage.name for stage in (*pipeline.STAGES, pipeline.REPORT)]
+
+
+def run(capsys, *argv):
+    "Exit code, standard output, standard error."
+    try: code = main(["pipeline", *map(str, argv)])
+    except SystemExit as e: code = e.code
+    return code, *capsys.readouterr()
+
+
+def write_notebook(path, *cells, tags=("parameters",)):
+    "Cells of code; the first has the tags."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+    nb.cells[0].metadata["tags"] = list(tags)
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nb, path)
+
+
+@pytest.fixture
+def small(tmp_path, dataset, monkeypatch):
+    "Stage notebooks that only copy: each writes what it reads, with a number of its own. Returns options of `film pipeline`."
+    (dataset / "Image" / "IVF" / "Tiny" / "test.txt").write_text("p0\np1\n")
+    monkeypatch.chdir(tmp_path)
+    for stage in (*pipeline.STAGES, pipeline.REPORT):
+        write_notebook(tmp_path / "stages" / f"{stage.name}.ipynb", "run = '.'  # folder\nnumber = 0  # decides what is written\nother = 0  # decides nothing", f"""
+from pathlib import Path
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not ({stage.keeps} and path.exists()): path.write_text(text)
+seen = " ".join(str(len(path.read_bytes())) + (path.read_text() if path.suffix == ".txt" else "") for need in {stage.needs} for path in sorted((Path(run) / need).rglob("*.txt")))
+for path in {stage.makes}: write(Path(run) / path / "made.txt" if "." not in path else Path(run) / path, f"{{number}} {{seen}}")
+""" if stage.name != "train" else """
+import time
+from pathlib import Path
+folder = Path(run) / "training" / "weights"
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder.parent / "beginnings.txt", "a") as file: file.write("x")
+if number == 7:
+    while not Path("go").exists(): time.sleep(0.05)
+if number == 8: raise ValueError("the eighth")
+if number == 9:
+    from film.core import FilmError
+    raise FilmError("the ninth")
+(folder / "made.txt").write_text(f"{number}")
+(Path(run) / "figures").mkdir(exist_ok=True)
+(Path(run) / "figures" / "loss.svg").write_text("loss")
+""")
+    return ["--task", "ivf", "--data", dataset, "--dataset", "Tiny", "--device", "cpu", "--notebooks", "stages", "--out", "out"]
+
+
+def ran(out):
+    "The stages that a run's output says were running."
+    return [name for name in ALL if re.search(rf"\] (ivf )?{name}: running", out)]
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--set", "train.learning_rate=1"], "unknown parameter train.learning_rate"),
+    (["--set", "train.max_step=1"], "did you mean max_steps?"),
+    (["--set", "trian.lr=1"], "unknown parameter trian: did you mean train?"),
+    (["--set", "train.lr"], "write STAGE.NAME=VALUE"),
+    (["--set", "train.seed=3"], "for the whole run"),
+    (["--set", "train.crop=64"], "train.crop must be a list"),
+    (["--set", "train.lr=fast"], "train.lr must be a number"),
+    (["--set", "train.lr=0"], "lr must be positive"),
+    (["--set", "train.mode=whole"], "mode must be one of"),
+    (["--steps", "0"], "max_steps must be at least 1"),
+    (["--task", "pan"], "choose one of ivf"),
+    (["--pairs", "0"], "pairs must be at least 1"),
+    (["--config", "missing.yaml"], "missing.yaml: cannot be read"),
+    (["--config", "broken.yaml"], "broken.yaml: not YAML"),
+    (["--config", "list.yaml"], "must hold lines"),
+    (["--config", "unknown.yaml"], "unknown parameter sed"),
+    (["--data", "nowhere"], "nowhere: no such data folder"),
+    (["--dataset", "Nothing"], "no such dataset"),
+    (["--set", "test_list=val"], "no such split list"),
+    (["--device", "tpu"], "device 'tpu' is not available"),
+    (["--notebooks", "nowhere"], "describe.ipynb: no such notebook"),
+])
+def test_refused_in_one_line(tmp_path, monkeypatch, capsys, options, says):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text("task: [")
+    Path("list.yaml").write_text("- task")
+    Path("unknown.yaml").write_text("sed: 3")
+    code, out, err = run(capsys, "--task", "ivf", "--data", ROOT / "data", "--out", "out", *options)
+    assert code == 2 and says in err and err.count("\n") == 1 and out == ""
+    assert not Path("out/ivf/stamps").exists()
+
+
+def test_a_notebook_without_parameters_cell_is_refused(small, capsys):
+    "papermill would run it and ignore every parameter."
+    write_notebook(Path("stages/train.ipynb"), "number = 0", tags=())
+    code, out, err = run(capsys, *small)
+    assert code == 2 and "train.ipynb: has no cell tagged 'parameters'" in err and err.count("\n") == 1 and not Path("out").exists()
+    write_notebook(Path("stages/train.ipynb"), "number = len('abc')")
+    assert "every line of its parameters cell" in run(capsys, *small)[2]
+
+
+def test_broken_images_are_listed_before_anything_runs(small, dataset, capsys):
+    (dataset / "Image" / "IVF" / "Tiny" / "IR" / "p1.png").write_text("not a picture")
+    code, out, err = run(capsys, *small)
+    assert code == 2 and "1 of 6 pairs cannot be used" in err and "p1.png" in err and ran(out) == []
+
+
+def test_only_what_changed_runs_again(small, dataset, capsys):
+    def pipe(*options): code, out, err = run(capsys, *small, *options); assert code == 0, err; return ran(out)
+    untouched = pipeline.digest(dataset)
+    assert pipe() == ALL and pipeline.digest(dataset) == untouched
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.suffix in (".ipynb", ".json", ".html")}
+    assert pipe() == [] and pipe("--out", "./out/") == []
+    assert before == {path: path.stat().st_mtime_ns for path in before}                          # no notebook was executed, no stamp written
+    code, out, _ = run(capsys, *small, "--set", "train.number=1", "--dry-run")
+    assert code == 0 and "train: would run, parameter changed: number 0 -> 1" in out and ran(out) == []
+    assert pipe("--set", "train.number=1") == ["train", "fuse", "evaluate", "report"]            # a middle stage: it and what depends on it
+    assert pipe("--set", "train.number=1", "--set", "encode.other=1") == ["encode", "report"]    # the same result: what follows stays
+    same = "--set", "train.number=1", "--set", "encode.other=1"
+    Path("out/ivf/data/Text/made.txt").write_text("a person's words")                            # an edited result
+    assert pipe(*same)[:2] == ["describe", "encode"]
+    Path("out/ivf/fused/made.txt").unlink()                                                      # a lost result
+    assert pipe(*same) == ["fuse"]                                                               # made again as it was
+    image = dataset / "Image" / "IVF" / "Tiny" / "IR" / "p0.png"
+    write_image(image, 255 - read_image(image))                                                  # another input
+    assert {"describe", "pack", "fuse", "evaluate"} <= set(pipe(*same))
+    nb = nbformat.read("stages/evaluate.ipynb", 4); nb.cells[1].source += "\nwrite(Path(run) / 'evaluation' / 'more.txt', 'more')"; nbformat.write(nb, "stages/evaluate.ipynb")
+    assert pipe(*same) == ["evaluate", "report"]                                                 # other code
+    assert pipe(*same, "--pairs", "1") and (Path("out/ivf/data/Image/IVF/Tiny/test.txt").read_text(), len(list(Path("out/ivf/data/Image/IVF/Tiny/IR").iterdir()))) == ("p0\n", 1)
+    assert pipe(*same, "--pairs", "1", "--force") == ALL
+    Path("again.yaml").write_text(Path("out/pipeline.yaml").read_text())
+    assert run(capsys, "--config", "again.yaml", "--notebooks", "stages")[0] == 0 and pipe("--config", "again.yaml", "--pairs", "1") == []
+
+
+def test_killed_and_failed_runs_go_on(small, capsys):
+    command = [sys.executable, "-m", "film", "pipeline", *map(str, small), "--set", "train.number=7"]
+    beginnings = Path("out/ivf/training/beginnings.txt")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 300
+    while not beginnings.exists(): assert time.time() < deadline and process.poll() is None; time.sleep(0.05)
+    code, _, err = run(capsys, *small)
+    assert code == 2 and "another pipeline is running there" in err
+    process.send_signal(signal.SIGKILL); process.wait()
+    time.sleep(3)                                                                                # its kernel notices within a second
+    Path("go").touch()
+    code, out, _ = run(capsys, *small, "--set", "train.number=7")
+    assert code == 0 and ran(out) == ["train", "fuse", "evaluate", "report"] and "train: running, it was interrupted" in out
+    assert beginnings.read_text() == "xx"                                                        # it found what the first had left
+    code, out, err = run(capsys, *small, "--set", "train.number=9")
+    assert code == 2 and err == "film: ivf train: the ninth\n" and beginnings.read_text() == "x" # another parameter: a fresh start
+    code, out, err = run(capsys, *small, "--set", "train.number=8")
+    assert code == 2 and "ivf train: ValueError: the eighth; the traceback is in out/ivf/notebooks/train.ipynb" in err and err.count("\n") == 1
+    assert "the eighth" in Path("out/ivf/notebooks/train.ipynb").read_text()
+    assert ran(run(capsys, *small, "--set", "train.number=7")[1]) == ["train"]                   # what it makes is what the others had
+
+
+def test_texts_are_made_again_but_for_a_persons(dataset, tmp_path):
+    "What the describe stage does to its own folder when a component or its code has changed."
+    def describe(): return describe_dataset(dataset, "ivf", "Tiny", out=tmp_path, dense="objects", segmenter="none")
+    assert describe().done == 12 and describe().kept == 12
+    (tmp_path / "Text" / "IVF" / "Tiny" / "IR" / "p3.txt").write_text("A person's words.")
+    cached = set((tmp_path / "Text" / ".cache").rglob("*.json"))
+    pipeline.forget_texts(tmp_path / "Text", computed=False)
+    assert len(list((tmp_path / "Text" / "IVF").rglob("*.txt"))) == 1 and set((tmp_path / "Text" / ".cache").rglob("*.json")) == cached
+    summary = describe()
+    assert (summary.done, summary.edited) == (11, 1)
+    written = next(iter(cached)).parent / "reply.json"; written.write_text('{"role": "writer", "value": "paid for"}')
+    pipeline.forget_texts(tmp_path / "Text", computed=True)
+    assert set((tmp_path / "Text" / ".cache").rglob("*.json")) == {written}
+
+
+def test_stage_notebooks_of_the_package():
+    "Clean, tagged, with an explanation for every parameter; every setting of training can be set."
+    assert sorted(path.stem for path in pipeline.NOTEBOOKS.glob("*.ipynb")) == sorted(ALL)
+    for name in ALL:
+        path = pipeline.NOTEBOOKS / f"{name}.ipynb"
+        cells = json.loads(path.read_text())["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells) and all(set(cell["metadata"]) <= {"tags"} for cell in cells), path
+        assert all(words for _, words in pipeline.notebook_parameters(path).values()), path
+    settable = set(pipeline.notebook_parameters(pipeline.NOTEBOOKS / "train.ipynb"))
+    assert set(TrainSettings.__dataclass_fields__) - settable == {"split", "encoder"}             # the packed file decides these
+
+
+class Page(HTMLParser):
+    "What a browser would stumble over: tags that do not match, ids that are not there, anything outside the file."
+    EMPTY = {"meta", "img", "br", "hr", "link", "input"}
+    def __init__(self): super().__init__(); self.open, self.ids, self.links, self.images, self.outside = [], [], [], [], []
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in self.EMPTY: self.open.append(tag)
+        if "id" in attributes: self.ids.append(attributes["id"])
+        if tag == "a": self.links.append(attributes["href"])
+        if tag == "img": self.images.append(attributes)
+        self.outside += [value for name, value in attributes.items() if name in ("src", "href") and not value.startswith(("data:", "#"))]
+    def handle_endtag(self, tag): assert self.open.pop() == tag, f"</{tag}>"
+
+
+OPTIONS = ["--steps", "3", "--seed", "5", "--device", "cpu", "--set", "train.crop=[48,48]", "--set", "train.checkpoint_every=1"]
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    "The bundled sample, all four tasks, as `film pipeline` runs it."
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    untouched = pipeline.digest(ROOT / "data")
+    assert main(["pipeline", "--data", str(ROOT / "data"), "--out", str(out), *OPTIONS]) == 0
+    assert pipeline.digest(ROOT / "data") == untouched
+    return out
+
+
+def test_sample_of_all_tasks(sample, capsys):
+    metrics = json.loads((sample / "metrics.json").read_text())
+    assert list(metrics["tasks"]) == list(TASKS) and metrics["seed"] == 5
+    for task, facts in metrics["tasks"].items():
+        assert len(facts["pairs"]) == 3 and {"trained", "bundled", "average", "laplacian"} <= set(facts["methods"])
+        assert all(0 < value < 300 for scores in facts["methods"].values() for value in scores.values())
+        assert facts["methods"]["trained"] != facts["methods"]["bundled"]
+        notebooks = {path.stem: nbformat.read(path, 4) for path in (sample / task / "notebooks").glob("*.ipynb")}
+        assert sorted([*notebooks, "report"]) == sorted(ALL)
+        assert all(any(cell.cell_type == "code" and cell.outputs for cell in nb.cells) for nb in notebooks.values())
+        assert [json.loads(line)["step"] for line in (sample / task / "training" / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert len((sample / "metrics.csv").read_text().splitlines()) == 1 + sum(3 * len(facts["methods"]) for facts in metrics["tasks"].values())
+    environment = (sample / "environment.txt").read_text()
+    assert re.search(r"^torch==", environment, re.M) and "/" not in environment
+    code, out, _ = run(capsys, "--data", ROOT / "data", "--out", sample, *OPTIONS)
+    assert code == 0 and ran(out) == [] and out.count("unchanged, skipped") == 25
+
+
+def test_report_is_one_valid_page(sample):
+    text = (sample / "report.html").read_text()
+    page = Page(); page.feed(text); page.close()
+    assert page.open == [] and page.outside == [] and text.startswith("<!DOCTYPE html>") and 'name="viewport"' in text
+    assert len(set(page.ids)) == len(page.ids) and {link.removeprefix("#") for link in page.links} <= set(page.ids) and set(TASKS) <= set(page.ids)
+    assert len(page.images) == 4 * (3 * 5 + 1) and all(image["alt"] and image["width"] and image["height"] for image in page.images)
+    assert str(sample) not in text and str(ROOT) not in text and os.path.expanduser("~") + "/" not in text
+    for task in TASKS.values():
+        for path in (sample / task.name / "data" / "Text" / task.folder / "Sample").rglob("*.txt"):
+            assert path.read_text().strip()[:60].replace("'", "&#39;") in text
+    assert "film pipeline --data DATA --seed 5 --device cpu --steps 3 --set" in text
+    assert len(text) < 8_000_000
+
+
+def test_same_seed_same_metrics_even_after_a_kill(sample, tmp_path, capsys):
+    "One task again in another folder, killed while it trains: the numbers are those of the run that was never stopped."
+    argv = ["--task", "mff", "--data", ROOT / "data", "--out", tmp_path / "out", *OPTIONS]
+    process = subprocess.Popen([sys.executable, "-m", "film", "pipeline", *map(str, argv)], stdout=subprocess.DEVNULL)
+    log, deadline = tmp_path / "out" / "mff" / "training" / "log.jsonl", time.time() + 900
+    while not (log.exists() and log.read_text()): assert time.time() < deadline and process.poll() is None; time.sleep(0.02)
+    process.kill(); process.wait()
+    time.sleep(3)
+    code, out, err = run(capsys, *argv)
+    assert code == 0 and ran(out.replace("mff ", "")) == ["train", "fuse", "evaluate", "report"], err
+    one, other = (json.loads((folder / "metrics.json").read_text())["tasks"]["mff"] for folder in (sample, tmp_path / "out"))
+    assert one == other
