@@ -1,0 +1,64 @@
+"Chapter 12: the bundled weights are whole, and the reproduction table is made, resumed and renewed."
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+from film.cli import main
+from film.core import FilmError, write_image
+from film.evaluation import PAPER, PAPER_METRICS, metrics
+from film.fusion import BUNDLED, WEIGHTS_FOLDER, load
+from film.reproduction import checksum, reproduce, reproduction_table
+
+
+def test_bundled_weights_are_whole():
+    "Every file of weights is listed with its checksum, and as sha256sum reads the list; all tasks together are small."
+    listed = {name: digest for digest, name in (line.split() for line in (WEIGHTS_FOLDER / "SHA256SUMS").read_text().splitlines())}
+    there = {path.relative_to(WEIGHTS_FOLDER).as_posix() for path in WEIGHTS_FOLDER.rglob("*.safetensors")}
+    assert set(listed) == there and all(checksum(WEIGHTS_FOLDER / name) == digest for name, digest in listed.items())
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=WEIGHTS_FOLDER, check=True)
+    assert sum((WEIGHTS_FOLDER / name).stat().st_size for name in there if name.endswith("model.safetensors")) <= 20e6
+
+
+@pytest.mark.parametrize("folder", sorted(set(BUNDLED.values())))
+def test_bundled_weights_have_card_log_and_curve(folder):
+    assert all((WEIGHTS_FOLDER / folder / name).is_file() for name in ("README.md", "loss.png", "settings.json", "config.json"))
+    log = [json.loads(line) for line in (WEIGHTS_FOLDER / folder / "training.jsonl").read_text().splitlines()]
+    assert {"step", "total", "intensity", "gradient"} <= set(log[0]) and any("validation" in line for line in log)
+
+
+def test_each_task_loads(): assert all(load(task, "cpu").text_encoder == "all-MiniLM-L6-v2" for task in BUNDLED)
+
+
+@pytest.fixture
+def root(tmp_path):
+    "Two small pairs under the name of a test set of the paper."
+    rng, folder = np.random.default_rng(0), tmp_path / "data" / "Image" / "MFF" / "Lytro"
+    for name in ("one", "two"):
+        for modality in ("NEAR", "FAR"): write_image(folder / modality / f"{name}.png", rng.integers(0, 256, (64, 80), np.uint8))
+    (folder / "test.txt").write_text("one\ntwo\n")
+    return tmp_path / "data"
+
+
+def test_table_is_made_resumed_and_renewed(root, tmp_path, capsys):
+    out = tmp_path / "out"
+    report = reproduce(root, out)
+    facts = report["datasets"]["Lytro"]
+    assert facts["pairs"] == 2 and facts["paper"] == dict(zip(PAPER_METRICS, PAPER["Lytro"])) and {"film", "average", "focus"} <= set(facts["means"])
+    by_hand = np.mean([[*metrics(out / "Lytro" / "film" / f"{name}.png", *(root / "Image" / "MFF" / "Lytro" / m / f"{name}.png" for m in ("NEAR", "FAR"))).values()] for name in ("one", "two")], axis=0)
+    assert np.allclose([facts["means"]["film"][name] for name in PAPER_METRICS], by_hand)
+    assert json.loads((out / "reproduction.json").read_text()) == report and "Lytro (2)" in reproduction_table(report)
+    fused = out / "Lytro" / "film" / "one.png"
+    kept = fused.stat().st_mtime_ns
+    assert main(["evaluate", "--paper", "--data", str(root), "-o", str(out)]) == 0 and "| Lytro (2) | ours |" in capsys.readouterr().out
+    assert fused.stat().st_mtime_ns == kept
+    (fused.parent / "made_by.txt").write_text("other weights")
+    reproduce(root, out)
+    assert fused.stat().st_mtime_ns != kept
+
+
+def test_nothing_to_reproduce(root, tmp_path, capsys):
+    with pytest.raises(FilmError, match="no test list of RoadScene"): reproduce(root, tmp_path, ["RoadScene"])
+    with pytest.raises(FilmError, match="Street: not a test set of the paper"): reproduce(root, tmp_path, ["Street"])
+    assert main(["evaluate"]) == 2 and "name a folder of fused images, or --paper" in capsys.readouterr().err
