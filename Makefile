@@ -1,17 +1,21 @@
 # make demo       install what fusing needs, fuse the bundled sample of all four tasks
 # make test       install everything, run every test
+# make docs       build the site in _docs from the stored notebooks and the docstrings
 # make notebooks  run every chapter, store its outputs, export the package, build README.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PACKAGING := setup.py settings.ini constraints.txt
 
-.PHONY: demo test notebooks clean
+.PHONY: demo test docs notebooks clean
 
 demo: .venv/installed
 	$(BIN)/film demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+docs: .venv/installed-docs
+	$(BIN)/python tools/docs.py
 
 notebooks: .venv/installed-dev
 	$(BIN)/python tools/notebooks.py
@@ -21,10 +25,15 @@ notebooks: .venv/installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+.venv/installed-docs: $(PACKAGING)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch .venv/installed $@
+
 .venv/installed-dev: $(PACKAGING)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch .venv/installed $@
+	touch .venv/installed .venv/installed-docs $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build _docs *.egg-info

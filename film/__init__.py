@@ -3,7 +3,8 @@ __version__ = "0.1.0"
 # Public names are loaded on first use, so that `import film` and `film --help` do not wait for torch.
 _PUBLIC = {
     "TASKS": "film.core", "FilmError": "film.core",
-    "describe": "film.text", "encode": "film.encoding", "Film": "film.network", "fuse": "film.fusion", "load": "film.fusion", "metrics": "film.evaluation",
+    "describe": "film.text", "encode": "film.encoding", "explore": "film.widgets", "Film": "film.network", "fuse": "film.fusion", "load": "film.fusion", "metrics": "film.evaluation",
+    "widgets": "film.widgets",
 }
 __all__ = sorted(_PUBLIC)
 
@@ -11,7 +12,8 @@ __all__ = sorted(_PUBLIC)
 def __getattr__(name):
     if name in _PUBLIC:
         from importlib import import_module
-        return getattr(import_module(_PUBLIC[name]), name)
+        module = import_module(_PUBLIC[name])
+        return getattr(module, name, module)  # film.widgets is itself the module
     raise AttributeError(f"module 'film' has no attribute {name!r}")
 
 

@@ -22,8 +22,8 @@ def test_export_is_up_to_date(tmp_path):
     (tmp_path / "film").mkdir()
     shutil.copy(ROOT / "film" / "__init__.py", tmp_path / "film")
     subprocess.run([Path(sys.executable).parent / "nbdev_export"], cwd=tmp_path, check=True, capture_output=True)
-    for exported in sorted((tmp_path / "film").glob("*.py")):
-        assert exported.read_text() == (ROOT / "film" / exported.name).read_text(), f"film/{exported.name} is not what its notebook exports: run make notebooks"
+    changed = [exported.name for exported in sorted((tmp_path / "film").glob("*.py")) if exported.read_text() != (ROOT / "film" / exported.name).read_text()]
+    assert not changed, f"not what the notebooks export: film/{', film/'.join(changed)}; run make notebooks"
     made = {path.name for path in (tmp_path / "film").glob("*.py")} | {"__main__.py"}
     assert {path.name for path in (ROOT / "film").glob("*.py")} == made
 
@@ -31,6 +31,21 @@ def test_export_is_up_to_date(tmp_path):
 def test_readme_is_up_to_date():
     from notebooks import readme
     assert (ROOT / "README.md").read_text() == readme(), "README.md is not made from nbs/index.ipynb: run python tools/notebooks.py --readme"
+
+
+def test_the_map_names_every_chapter_in_order():
+    "In the index: link and module of each chapter."
+    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text())["cells"]
+    rows = re.findall(r"^\| \[(\w+) [^\]]*\]\(\.\./nbs/(\w+)\.ipynb\) \| (?:`film\.(\w+)`)?", "".join("".join(cell["source"]) + "\n" for cell in cells), re.M)
+    exports = {path.stem: re.search(r"#\| default_exp (\w+)", path.read_text()) for path in CHAPTERS if path.stem != "index"}
+    assert rows == [(stem.split("_")[0], stem, found[1] if found else "") for stem, found in exports.items()], "the chapter map in nbs/index.ipynb and the notebooks differ"
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem != "index"], ids=lambda path: path.stem)
+def test_opens_with_what_the_reader_will_know_and_closes_with_what_we_get(path):
+    prose = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+    assert re.match(r"# \d\d[a-z]? · .+\n\n> .+\n\nAt the end of this chapter you will ", prose[0])
+    assert re.search(r"\*\*we get\*\*", prose[-1], re.I), "no closing line: what the paper says, what we get"
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -48,4 +63,8 @@ def test_stored_clean_and_with_outputs(path):
 def test_runs_from_a_clean_kernel(path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # the command film, without an activated environment
     nb = nbformat.read(path, as_version=4)
+    stored = [bool(cell.get("outputs")) for cell in nb.cells]
     ExecutePreprocessor(timeout=600, kernel_name="python3").preprocess(nb, {"metadata": {"path": str(path.parent)}})
+    def shows(output): return output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+    for cell, had_output in zip(nb.cells, stored):
+        assert had_output or not any(map(shows, cell.get("outputs", ()))), f"stored without the output of this cell, run make notebooks:\n{cell.source}"

@@ -12,9 +12,6 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import Preprocessor
-from nbdev.clean import clean_nb
-from nbdev.export import nb_export
-from papermill import execute_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,37 +23,57 @@ def chapters(prefixes=()):
 
 
 class Visible(Preprocessor):
-    "Drops hidden cells and directive lines; restores the language that cleaning strips, or code fences lose it."
+    "Drops hidden cells, hidden input and directive lines; restores the language that cleaning strips, or code fences lose it."
     def preprocess(self, nb, resources):
         nb.metadata["language_info"] = {"name": "python"}
         nb.cells = [cell for cell in nb.cells if not re.search(r"^#\|\s*(hide|default_exp)", cell.source, re.M)]
-        for cell in nb.cells: cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
+        for cell in nb.cells:
+            if "remove-input" in cell.metadata.get("tags", ()): cell.metadata["transient"] = {"remove_source": True}  # as nbconvert's templates ask
+            cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
         return nb, resources
+
+
+def whole_streams(outputs):
+    "What a cell printed as one output: it arrives in pieces that differ from run to run."
+    whole = []
+    for output in outputs:
+        last = whole[-1] if whole else {}
+        if output.output_type == "stream" and last.get("output_type") == "stream" and last["name"] == output.name: last["text"] += output.text
+        else: whole.append(output)
+    return whole
 
 
 def readme(notebook=ROOT / "nbs" / "index.ipynb"):
     "README.md as text. Pictures are referred to by files in the repository, so outputs must be text."
     exporter = MarkdownExporter(preprocessors=[Visible])
     text, _ = exporter.from_filename(str(notebook))
-    text = text.replace("```python\n%%sh\n", "```sh\n")
+    text = re.sub(r"```\w+\n%%sh\n", "```sh\n", text)
     text = text.replace("](../", "](").replace('src="../', 'src="')  # paths from nbs/ -> from the repository's root
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def picture():
     "outputs/demo.jpg, the README's picture: one pair of the bundled sample for each task, fused."
+    import numpy as np
     import film
     from film.core import TASKS, contact_sheet, read_image, write_image
     from film.data import find_pairs
-    rows, titles = [], []
+    images, titles = [], []
     for task, name in (("ivf", "street"), ("mif", "pet"), ("mef", "coffee"), ("mff", "fence")):
         pair = next(pair for pair in find_pairs("data", task, "Sample") if pair.name == name)
-        rows.append([read_image(pair.a), read_image(pair.b), film.fuse(pair.a, pair.b, task=task)])
+        images.append([read_image(pair.a), read_image(pair.b), film.fuse(pair.a, pair.b, task=task)])
         titles.append([*TASKS[task].words, f"fused: {TASKS[task].title}"])
-    write_image("outputs/demo.jpg", contact_sheet([rows[0] + rows[1], rows[2] + rows[3]], [titles[0] + titles[1], titles[2] + titles[3]], height=170))
+    def sheet(i, height): return contact_sheet([images[i] + images[i + 1]], [titles[i] + titles[i + 1]], height=height)
+    upper, lower = sheet(0, 170), sheet(2, 170)
+    upper = sheet(0, round(170 * lower.shape[1] / upper.shape[1]))  # rows of one width, or nearly
+    width = min(upper.shape[1], lower.shape[1])
+    write_image("outputs/demo.jpg", np.vstack([upper[:, :width], lower[:, :width]]))
 
 
 def main(arguments):
+    from nbdev.clean import clean_nb
+    from nbdev.export import nb_export
+    from papermill import execute_notebook
     os.chdir(ROOT)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the command film, without an activated environment
     if arguments != ["--readme"]:
@@ -66,7 +83,8 @@ def main(arguments):
             execute_notebook(path, path, cwd=path.parent, kernel_name="python3", progress_bar=False)
             nb = nbformat.read(path, as_version=4)
             for cell in nb.cells:  # live widgets (progress bars) have random ids and show nothing when stored
-                if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+                if cell.cell_type == "code": cell.outputs = whole_streams(o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {}))
+            nb.metadata.pop("widgets", None)  # their state, pictures included
             clean_nb(nb, allowed_cell_metadata_keys=["tags"])
             nbformat.write(nb, path)
             if path.stem == "index": picture()
