@@ -172,7 +172,7 @@ def test_a_killed_run_resumes_without_a_repeated_call(root):
     command = lambda server: [sys.executable, "-c", textwrap.dedent(code), str(root), server.url]
     with ChatServer("good", "good", "good", "slow", "good", delay=60) as server:
         victim = subprocess.Popen(command(server), stdout=subprocess.PIPE, start_new_session=True)
-        for _ in range(1200):
+        for _ in range(6000):
             if len(server.requests) == 4: break
             time.sleep(.05)
         assert len(server.requests) == 4                  # three are answered, the fourth is under way

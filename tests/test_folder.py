@@ -76,20 +76,20 @@ def test_processes_share_the_threads(folders, tmp_path, model):
 
 def test_reading_and_writing_overlap_within_bounds(folders, model, monkeypatch):
     "The next pair is read while the network runs; never more than a few pairs are under way."
-    under_way, most, seen, lock = 0, 0, set(), threading.Lock()
+    under_way, most, begun, seen, lock = 0, 0, 0, set(), threading.Lock()
     prepare, forward, finish = fusion.prepare, fusion.fuse_lumas, fusion.finish
     reading_next = threading.Event()
 
     def count(change):
-        nonlocal under_way, most
-        with lock: under_way += change; most = max(most, under_way)
-    def slow_prepare(*args, **kwargs):
+        nonlocal under_way, most, begun
+        with lock: under_way += change; most = max(most, under_way); begun += change > 0
+        if begun > 1: reading_next.set()
+    def counted_prepare(*args, **kwargs):
         count(1)
-        if len(seen) == 1: reading_next.set()
         return prepare(*args, **kwargs)
     def slow_forward(*args):
         seen.add(threading.current_thread())
-        if not reading_next.is_set(): assert reading_next.wait(10), "nothing is read while the network runs"
+        assert reading_next.wait(60), "the next pair is not read before the network is done with the first"
         time.sleep(.05)
         return forward(*args)
     def counted_finish(*args):
@@ -97,7 +97,7 @@ def test_reading_and_writing_overlap_within_bounds(folders, model, monkeypatch):
         time.sleep(.02)
         count(-1)
         return finish(*args)
-    for name, function in (("prepare", slow_prepare), ("fuse_lumas", slow_forward), ("finish", counted_finish)): monkeypatch.setattr(fusion, name, function)
+    for name, function in (("prepare", counted_prepare), ("fuse_lumas", slow_forward), ("finish", counted_finish)): monkeypatch.setattr(fusion, name, function)
     pairs = [pair for pair in folders if pair.name != "p4"] * 4
     assert len(fuse_pairs(pairs, "out", weights=model, text=text).done) == 20
     assert seen == {threading.main_thread()} and 2 <= most <= 2 * fusion.AHEAD + 2 and under_way == 0

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from film import pipeline
@@ -27,6 +27,14 @@ def run(capsys, *argv):
     try: code = main(["pipeline", *map(str, argv)])
     except SystemExit as e: code = e.code
     return code, *capsys.readouterr()
+
+
+def kill(process):
+    "Ends it with no chance to clean up, and waits for its kernels, which notice by themselves."
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    process.kill(); process.wait()
+    deadline = time.time() + 120
+    while any(kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE for kernel in kernels): assert time.time() < deadline, "a kernel outlives its pipeline"; time.sleep(.1)
 
 
 def write_notebook(path, *cells, tags=("parameters",)):
@@ -157,8 +165,7 @@ def test_killed_and_failed_runs_go_on(small, capsys):
     while not beginnings.exists(): assert time.time() < deadline and process.poll() is None; time.sleep(0.05)
     code, _, err = run(capsys, *small)
     assert code == 2 and "another pipeline is running there" in err
-    process.send_signal(signal.SIGKILL); process.wait()
-    time.sleep(3)                                                                                # its kernel notices within a second
+    kill(process)
     Path("go").touch()
     code, out, _ = run(capsys, *small, "--set", "train.number=7")
     assert code == 0 and ran(out) == ["train", "fuse", "evaluate", "report"] and "train: running, it was interrupted" in out
@@ -262,8 +269,7 @@ def test_same_seed_same_metrics_even_after_a_kill(sample, tmp_path, capsys):
     process = subprocess.Popen([sys.executable, "-m", "film", "pipeline", *map(str, argv)], stdout=subprocess.DEVNULL)
     log, deadline = tmp_path / "out" / "mff" / "training" / "log.jsonl", time.time() + 900
     while not (log.exists() and log.read_text()): assert time.time() < deadline and process.poll() is None; time.sleep(0.02)
-    process.kill(); process.wait()
-    time.sleep(3)
+    kill(process)
     code, out, err = run(capsys, *argv)
     assert code == 0 and ran(out.replace("mff ", "")) == ["train", "fuse", "evaluate", "report"], err
     one, other = (json.loads((folder / "metrics.json").read_text())["tasks"]["mff"] for folder in (sample, tmp_path / "out"))
