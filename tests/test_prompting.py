@@ -150,7 +150,7 @@ def test_reasoning_models_get_their_own_limits():
 
 
 def test_requests_at_the_same_time_are_bounded():
-    with ChatServer() as server:
+    with ChatServer("slow", delay=.2) as server:
         w = writer(server, concurrency=2)
         with ThreadPoolExecutor(8) as pool: texts = list(pool.map(w.write, [description(f"n{i}") for i in range(8)]))
     assert len(texts) == len(server.requests) == w.budget.calls == 8 and server.most_at_once == 2
