@@ -35,12 +35,14 @@ def sobel(
 
 # %% ../nbs/05_losses.ipynb #63b3f17c
 def gradient_loss(
-    fused: Tensor, # (B, 1, H, W) in [0, 1]
-    a: Tensor,     # like `fused`
-    b: Tensor,     # like `fused`
-) -> Tensor:       # scalar >= 0
+    fused: Tensor,   # (B, 1, H, W) in [0, 1]
+    a: Tensor,       # like `fused`
+    b: Tensor,       # like `fused`
+    border: int = 0, # pixels at the image's border that do not count; 0 as in the released code
+) -> Tensor:         # scalar >= 0
     "mean |S(F) - max(S(A), S(B))| (paper, section 3.4): at every pixel the stronger edge of the two."
-    return (sobel(fused) - torch.maximum(sobel(a), sobel(b))).abs().mean()
+    difference = (sobel(fused) - torch.maximum(sobel(a), sobel(b))).abs()
+    return (difference[..., border:-border, border:-border] if border else difference).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
 def ssim(
@@ -73,6 +75,7 @@ class LossWeights:
     "Weights of the terms beside the intensity term, whose weight is 1. The defaults are those of the released training."
     grad: float = 20.0
     ssim: float = 0.0
+    border: int = 0     # pixels at the border that the gradient term leaves out
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -87,7 +90,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.border)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)
