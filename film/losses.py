@@ -26,23 +26,23 @@ def intensity_loss(
 
 # %% ../nbs/05_losses.ipynb #902c6ea4
 def sobel(
-    x: Tensor, # (B, 1, H, W)
-) -> Tensor:   # (B, 1, H, W), >= 0
-    "|x * Kx| + |x * Ky| with the 3x3 Sobel kernels and zero padding."
+    x: Tensor,              # (B, 1, H, W)
+    padding: str = "zeros", # 'zeros' as released, or 'replicate': the border's pixels again, so that the border is no edge
+) -> Tensor:                # (B, 1, H, W), >= 0
+    "|x * Kx| + |x * Ky| with the 3x3 Sobel kernels."
     kx = torch.tensor([[-1., 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=x.dtype, device=x.device)
     kernels = torch.stack([kx, -kx.T])[:, None]
-    return F.conv2d(x, kernels, padding=1).abs().sum(1, keepdim=True)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), "constant" if padding == "zeros" else padding), kernels).abs().sum(1, keepdim=True)
 
 # %% ../nbs/05_losses.ipynb #63b3f17c
 def gradient_loss(
-    fused: Tensor,   # (B, 1, H, W) in [0, 1]
-    a: Tensor,       # like `fused`
-    b: Tensor,       # like `fused`
-    border: int = 0, # pixels at the image's border that do not count; 0 as in the released code
-) -> Tensor:         # scalar >= 0
+    fused: Tensor,          # (B, 1, H, W) in [0, 1]
+    a: Tensor,              # like `fused`
+    b: Tensor,              # like `fused`
+    padding: str = "zeros", # see `sobel`
+) -> Tensor:                # scalar >= 0
     "mean |S(F) - max(S(A), S(B))| (paper, section 3.4): at every pixel the stronger edge of the two."
-    difference = (sobel(fused) - torch.maximum(sobel(a), sobel(b))).abs()
-    return (difference[..., border:-border, border:-border] if border else difference).mean()
+    return (sobel(fused, padding) - torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
 def ssim(
@@ -72,10 +72,10 @@ def structure_loss(
 # %% ../nbs/05_losses.ipynb #a14d2eb7
 @dataclass(frozen=True)
 class LossWeights:
-    "Weights of the terms beside the intensity term, whose weight is 1. The defaults are those of the released training."
+    "Weights of the terms beside the intensity term, whose weight is 1, and the gradient term's padding. The defaults are those of the released training."
     grad: float = 20.0
     ssim: float = 0.0
-    border: int = 0     # pixels at the border that the gradient term leaves out
+    padding: str = "zeros"  # of the gradient term's filter, see `sobel`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -90,7 +90,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b, weights.border)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.padding)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)

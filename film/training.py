@@ -57,7 +57,7 @@ class TrainSettings:
     clip: float | None = setting(None, "largest norm of the gradient; None: no limit", type=float)
     grad: float = setting(20.0, "weight of the gradient loss")
     ssim: float = setting(0.0, "weight of the structure loss")
-    border: int = setting(0, "pixels at the border that the gradient loss leaves out; with 0 its zero padding makes edges there that are in no image, and training on crops draws lines along the border")
+    padding: str = setting("zeros", "of the gradient loss's filter: 'zeros' as released, with edges along the border that are in no image; 'replicate': none")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
     depth: int = setting(3, "text-guided stages of the network")
@@ -71,16 +71,15 @@ class TrainSettings:
         for name in ("crop", "grid"): object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("batch_size", "epochs", "lr", "lr_epochs"):
             if getattr(self, name) <= 0: raise FilmError(f"{name} must be positive, found {getattr(self, name)}")
-        for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), mixed_precision=("no", "bf16", "fp16")).items():
+        for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        if not 0 <= self.border < min(self.crop) / 2: raise FilmError(f"border must be at least 0 and less than half of the crop, found {self.border}")
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
 # %% ../nbs/06_training.ipynb #098d8a6e
 PRESETS = {
     "paper": TrainSettings(),
     "quick": TrainSettings(mode="crop", flips=True, max_tokens=16, batch_size=1, lr=1e-3, schedule="cosine", warmup=50, clip=1.0, epochs=15, start="pass-through",
-                           text_lr=0.01, border=1),
+                           text_lr=0.01, padding="replicate"),
 }
 
 # %% ../nbs/06_training.ipynb #33faa3ec
@@ -222,7 +221,7 @@ class LossModule(nn.Module):
     "Network and loss as one module: what is wrapped for several GPUs must run the whole forward pass."
     def __init__(self, film: Film, settings: TrainSettings):
         super().__init__()
-        self.film, self.settings, self.weights = film, settings, LossWeights(settings.grad, settings.ssim, settings.border)
+        self.film, self.settings, self.weights = film, settings, LossWeights(settings.grad, settings.ssim, settings.padding)
 
     def forward(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> dict[str, Tensor]:
         if self.settings.plain: fused = self.film(a, b, text, text_mask)
@@ -400,7 +399,7 @@ def train(
                 if step % checkpoint_every == 0: checkpoint(step)
             if step == stop_at or stopped(): break
             if main and validation and ((epoch + 1) % validate_every == 0 or step >= total):
-                loss = validate(film, validation, LossWeights(settings.grad, settings.ssim, settings.border))
+                loss = validate(film, validation, LossWeights(settings.grad, settings.ssim, settings.padding))
                 run.log(step=step, epoch=epoch, validation=loss)
                 writer.add_scalar("loss/validation", loss, step)
                 if best is None or loss < best["loss"]: best = dict(loss=loss, step=step, model=copy.deepcopy(film.state_dict()))

@@ -91,7 +91,7 @@ def ran(out):
     (["--set", "train.crop=64"], "train.crop must be a list"),
     (["--set", "train.lr=fast"], "train.lr must be a number"),
     (["--set", "train.lr=0"], "lr must be positive"),
-    (["--set", "train.border=32"], "border must be at least 0 and less than half of the crop"),
+    (["--set", "train.padding=none"], "padding must be one of zeros, replicate"),
     (["--set", "train.mode=whole"], "mode must be one of"),
     (["--steps", "0"], "max_steps must be at least 1"),
     (["--task", "pan"], "choose one of ivf"),
