@@ -164,8 +164,8 @@ class Run:
         self.checkpoint, self.log_file = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
         settings_file = self.folder / "settings.json"
         default, wanted = (json.loads(json.dumps(asdict(s))) for s in (TrainSettings(), settings))
+        if not resume and (settings_file.exists() or self.checkpoint.exists()): raise FilmError(f"{folder}: holds a training run already; continue it with --resume or choose another folder")
         if settings_file.exists():
-            if not resume: raise FilmError(f"{folder}: holds a training run already; continue it with --resume or choose another folder")
             found = default | json.loads(settings_file.read_text())  # a setting newer than the run has its default
             differing = [f"{name} {found[name]} -> {wanted.get(name)}" for name in found if found[name] != wanted.get(name)]
             if differing: raise FilmError(f"{folder}: the run was started with other settings ({'; '.join(differing)}); resume with the same or choose another folder")

@@ -92,8 +92,13 @@ def test_a_run_is_not_overwritten_or_changed(dataset, tmp_path, capsys):
     assert train(settings, dataset, run, device="cpu") == run / "weights"
     with pytest.raises(FilmError, match="--resume"): train(settings, dataset, run, device="cpu")
     with pytest.raises(FilmError, match=r"lr 0.001 -> 0.002"): train(make_settings("quick", **TINY | dict(max_steps=2, lr=2e-3)), dataset, run, resume=True, device="cpu")
+    older = json.loads((run / "settings.json").read_text()); del older["plain"]
+    (run / "settings.json").write_text(json.dumps(older))
+    assert train(settings, dataset, run, resume=True, device="cpu") == run / "weights"  # begun before there was that setting
     (run / "checkpoint.pt").write_bytes(b"damaged")
     with pytest.raises(FilmError, match="cannot be loaded safely"): train(settings, dataset, run, resume=True, device="cpu")
+    (run / "settings.json").unlink()
+    with pytest.raises(FilmError, match="--resume"): train(settings, dataset, run, device="cpu")
     assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "x"), "--dataset", "Nowhere"]) == 2
     assert "Nowhere" in capsys.readouterr().err
 
