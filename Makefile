@@ -1,18 +1,22 @@
 # make demo       install what fusing needs, fuse the bundled sample of all four tasks
 # make test       install everything, run every test
+# make pipeline   install what it needs, from the sample's pairs to a report, all four tasks
 # make docs       build the site in _docs from the stored notebooks and the docstrings
 # make notebooks  run every chapter, store its outputs, export the package, build README.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PACKAGING := setup.py settings.ini constraints.txt
 
-.PHONY: demo test docs notebooks clean
+.PHONY: demo test pipeline docs notebooks clean
 
 demo: .venv/installed
 	$(BIN)/film demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+pipeline: .venv/installed-pipeline
+	$(BIN)/film pipeline
 
 docs: .venv/installed-docs
 	$(BIN)/python tools/docs.py
@@ -25,6 +29,11 @@ notebooks: .venv/installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+.venv/installed-pipeline: $(PACKAGING)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[notebooks,train]'
+	touch .venv/installed $@
+
 .venv/installed-docs: $(PACKAGING)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
@@ -33,7 +42,7 @@ notebooks: .venv/installed-dev
 .venv/installed-dev: $(PACKAGING)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch .venv/installed .venv/installed-docs $@
+	touch .venv/installed .venv/installed-docs .venv/installed-pipeline $@
 
 clean:
 	rm -rf .venv build _docs *.egg-info
