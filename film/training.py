@@ -75,6 +75,9 @@ class TrainSettings:
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
+    @property
+    def weights(self) -> LossWeights: return LossWeights(self.grad, self.ssim, self.padding)
+
 # %% ../nbs/06_training.ipynb #098d8a6e
 PRESETS = {
     "paper": TrainSettings(),
@@ -221,13 +224,13 @@ class LossModule(nn.Module):
     "Network and loss as one module: what is wrapped for several GPUs must run the whole forward pass."
     def __init__(self, film: Film, settings: TrainSettings):
         super().__init__()
-        self.film, self.settings, self.weights = film, settings, LossWeights(settings.grad, settings.ssim, settings.padding)
+        self.film, self.settings = film, settings
 
     def forward(self, a: Tensor, b: Tensor, text: Tensor, text_mask: Tensor | None) -> dict[str, Tensor]:
         if self.settings.plain: fused = self.film(a, b, text, text_mask)
         elif self.settings.checkpointing: fused = fast.forward_torch(self.film, a, b, text, text_mask, checkpoint=True)
         else: fused = fast.forward(self.film, a, b, text, text_mask)
-        return fusion_loss(fused.float(), a, b, self.weights)
+        return fusion_loss(fused.float(), a, b, self.settings.weights)
 
 # %% ../nbs/06_training.ipynb #76da9ed9
 def batches_of_epoch(
@@ -399,7 +402,7 @@ def train(
                 if step % checkpoint_every == 0: checkpoint(step)
             if step == stop_at or stopped(): break
             if main and validation and ((epoch + 1) % validate_every == 0 or step >= total):
-                loss = validate(film, validation, LossWeights(settings.grad, settings.ssim, settings.padding))
+                loss = validate(film, validation, settings.weights)
                 run.log(step=step, epoch=epoch, validation=loss)
                 writer.add_scalar("loss/validation", loss, step)
                 if best is None or loss < best["loss"]: best = dict(loss=loss, step=step, model=copy.deepcopy(film.state_dict()))

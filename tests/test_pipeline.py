@@ -34,7 +34,13 @@ def kill(process):
     kernels = psutil.Process(process.pid).children(recursive=True)
     process.kill(); process.wait()
     deadline = time.time() + 120
-    while any(kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE for kernel in kernels): assert time.time() < deadline, "a kernel outlives its pipeline"; time.sleep(.1)
+    while not all(map(ended, kernels)): assert time.time() < deadline, "a kernel outlives its pipeline"; time.sleep(.1)
+
+
+def ended(process):
+    "Also if nobody has asked for its exit status yet."
+    try: return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return True
 
 
 def write_notebook(path, *cells, tags=("parameters",)):
