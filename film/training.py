@@ -58,6 +58,7 @@ class TrainSettings:
     grad: float = setting(20.0, "weight of the gradient loss")
     ssim: float = setting(0.0, "weight of the structure loss")
     padding: str = setting("zeros", "of the gradient loss's filter: 'zeros' as released, with edges along the border that are in no image; 'replicate': none")
+    signed: bool = setting(False, "the gradient loss compares edges with their direction, dark to bright or bright to dark, not their strengths only (for other results than the paper's: no dots along edges on which the sources disagree)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
     depth: int = setting(3, "text-guided stages of the network")
@@ -76,7 +77,7 @@ class TrainSettings:
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
     @property
-    def weights(self) -> LossWeights: return LossWeights(self.grad, self.ssim, self.padding)
+    def weights(self) -> LossWeights: return LossWeights(self.grad, self.ssim, self.padding, self.signed)
 
 # %% ../nbs/06_training.ipynb #098d8a6e
 PRESETS = {
