@@ -58,7 +58,7 @@ class TrainSettings:
     grad: float = setting(20.0, "weight of the gradient loss")
     ssim: float = setting(0.0, "weight of the structure loss")
     padding: str = setting("zeros", "of the gradient loss's filter: 'zeros' as released, with edges along the border that are in no image; 'replicate': none")
-    signed: bool = setting(False, "the gradient loss compares edges with their direction, dark to bright or bright to dark, not their strengths only (for other results than the paper's: no dots along edges on which the sources disagree)")
+    signed: bool = setting(False, "the gradient loss compares edges with their direction, dark to bright or bright to dark, not their strengths only: no dots along edges on which the sources disagree (not in the paper)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
     depth: int = setting(3, "text-guided stages of the network")
