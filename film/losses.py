@@ -52,8 +52,9 @@ def gradient_loss(
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - max(S(A), S(B))| (paper, section 3.4): at every pixel the stronger edge of the two."
     if not signed: return (sobel(fused, padding) - torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
-    wanted = torch.where(sobel(a, padding) >= sobel(b, padding), derivatives(a, padding), derivatives(b, padding))
-    return (derivatives(fused, padding) - wanted).abs().sum(1).mean()
+    fused, a, b = (derivatives(image, padding) for image in (fused, a, b))
+    wanted = torch.where(a.abs().sum(1, keepdim=True) >= b.abs().sum(1, keepdim=True), a, b)
+    return (fused - wanted).abs().sum(1).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
 def ssim(
