@@ -48,12 +48,12 @@ def gradient_loss(
     a: Tensor,              # like `fused`
     b: Tensor,              # like `fused`
     padding: str = "zeros", # see `derivatives`
-    signed: bool = False,   # compare the derivatives themselves with those of the source that has the stronger edge, not their strengths only
+    signed: float = 0.0,    # 0: compare strengths, as released; above: compare the derivatives themselves with those of the source that has the stronger edge, A's counting so many times
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - max(S(A), S(B))| (paper, section 3.4): at every pixel the stronger edge of the two."
     if not signed: return (sobel(fused, padding) - torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
     fused, a, b = (derivatives(image, padding) for image in (fused, a, b))
-    wanted = torch.where(a.abs().sum(1, keepdim=True) >= b.abs().sum(1, keepdim=True), a, b)
+    wanted = torch.where(signed * a.abs().sum(1, keepdim=True) >= b.abs().sum(1, keepdim=True), a, b)
     return (fused - wanted).abs().sum(1).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
@@ -88,7 +88,7 @@ class LossWeights:
     grad: float = 20.0
     ssim: float = 0.0
     padding: str = "zeros"  # of the gradient term's filter, see `derivatives`
-    signed: bool = False    # see `gradient_loss`
+    signed: float = 0.0     # see `gradient_loss`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
