@@ -49,12 +49,13 @@ def gradient_loss(
     b: Tensor,              # like `fused`
     padding: str = "zeros", # see `derivatives`
     signed: float = 0.0,    # 0: compare strengths, as released; above: compare the derivatives themselves with those of the source that has the stronger edge, A's counting so many times
+    gain: float = 1.0,      # the stronger edge is wanted so many times as strong; 1 as released, above 1 for more contrast than the sources have
 ) -> Tensor:                # scalar >= 0
-    "mean |S(F) - max(S(A), S(B))| (paper, section 3.4): at every pixel the stronger edge of the two."
-    if not signed: return (sobel(fused, padding) - torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
+    "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
+    if not signed: return (sobel(fused, padding) - gain * torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
     fused, a, b = (derivatives(image, padding) for image in (fused, a, b))
     wanted = torch.where(signed * a.abs().sum(1, keepdim=True) >= b.abs().sum(1, keepdim=True), a, b)
-    return (fused - wanted).abs().sum(1).mean()
+    return (fused - gain * wanted).abs().sum(1).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
 def ssim(
@@ -89,6 +90,7 @@ class LossWeights:
     ssim: float = 0.0
     padding: str = "zeros"  # of the gradient term's filter, see `derivatives`
     signed: float = 0.0     # see `gradient_loss`
+    gain: float = 1.0       # see `gradient_loss`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -103,7 +105,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)
