@@ -71,12 +71,11 @@ class TrainSettings:
     def __post_init__(self):
         get_task(self.task)
         for name in ("crop", "grid"): object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("batch_size", "epochs", "lr", "lr_epochs"):
-            if getattr(self, name) <= 0: raise FilmError(f"{name} must be positive, found {getattr(self, name)}")
+        for name in ("batch_size", "epochs", "lr", "lr_epochs", "gain"):
+            if not 0 < getattr(self, name) < float("inf"): raise FilmError(f"{name} must be positive, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         if not 0 <= self.signed < float("inf"): raise FilmError(f"signed must be 0 or a positive number, found {self.signed}")
-        if not 0 < self.gain < float("inf"): raise FilmError(f"gain must be a positive number, found {self.gain}")
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
     @property
