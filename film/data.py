@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER_SIZE', 'GENERATORS', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs', 'check_pairs',
-           'resize_paper', 'random_crop', 'random_flip', 'token_subset', 'FusionDataset', 'collate', 'pack',
-           'exposure_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
+           'resize_paper', 'random_crop', 'random_flip', 'random_darken', 'token_subset', 'FusionDataset', 'collate',
+           'pack', 'exposure_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
 
 # %% ../nbs/03_data.ipynb #27751f66
 import json, os, zlib
@@ -182,6 +182,16 @@ def random_flip(
     if vertical: a, b = a[::-1], b[::-1]
     return a, b
 
+# %% ../nbs/03_data.ipynb #5b7f20d1
+def random_darken(
+    a: np.ndarray,            # (H, W) float32 in [0, 1]
+    b: np.ndarray,            # like `a`
+    most: float,              # the largest exponent, at least 1
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]: # in [0, 1]
+    "Either image by itself: as it is with probability 1/2, else x ** gamma with gamma log-uniform in [1, most]. What is black or white stays so."
+    return tuple(x ** np.float32(most ** max(0.0, rng.uniform(-1, 1))) for x in (a, b))
+
 # %% ../nbs/03_data.ipynb #1a9cde60
 def token_subset(
     features: np.ndarray,     # (L, D)
@@ -294,6 +304,7 @@ class FusionDataset(Dataset):
         *,
         crop: tuple[int, int] = (144, 192),          # mode 'crop': height, width
         flips: bool = True,                          # mode 'crop': mirror at random, both ways
+        darken: float = 1.0,                         # above 1: `random_darken` with so large an exponent
         max_tokens: int | None = None,               # train on a random subset of at most so many tokens; None: all
         texts: Mapping[str, np.ndarray] | None = None, # name -> (L, D) or (1, L, D) features; None: the pairs' own files
         encoder: str | None = None,                  # name of the text encoder; features of another one are refused
@@ -304,9 +315,10 @@ class FusionDataset(Dataset):
         if mode not in ("paper", "crop", "whole"): raise FilmError(f"unknown mode {mode!r}: choose 'paper', 'crop' or 'whole'")
         if min(crop) < 16: raise FilmError(f"crop {crop} is too small: height and width need at least 16 pixels")
         if max_tokens is not None and max_tokens < 1: raise FilmError(f"max_tokens must be at least 1, found {max_tokens}")
+        if darken < 1: raise FilmError(f"darken must be at least 1, found {darken}")
         if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
         self.source = _Packed(pairs, encoder, only) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, encoder, cache)
-        self.task, self.mode, self.crop, self.flips = get_task(task), mode, tuple(crop), flips
+        self.task, self.mode, self.crop, self.flips, self.darken = get_task(task), mode, tuple(crop), flips, darken
         self.max_tokens, self.seed, self.epoch = max_tokens, seed, 0
 
     @property
@@ -335,7 +347,9 @@ class FusionDataset(Dataset):
             if self.flips: a, b = random_flip(a, b, rng)
         elif self.mode == "paper" and self.task.name != "mif": a, b = resize_paper(a), resize_paper(b)
         text = token_subset(text, self.max_tokens, rng)
-        a, b = (torch.from_numpy(np.array(to_float(x)[None], order="C")) for x in (a, b))
+        a, b = to_float(a), to_float(b)
+        if self.darken > 1: a, b = random_darken(a, b, self.darken, rng)
+        a, b = (torch.from_numpy(np.array(x[None], order="C")) for x in (a, b))
         return dict(a=a, b=b, text=torch.from_numpy(np.array(text)), name=self.names[index])
 
 # %% ../nbs/03_data.ipynb #ba68e649

@@ -44,6 +44,7 @@ class TrainSettings:
     mode: str = setting("paper", "'paper': whole images at 288x384; 'crop': random windows of the image's own pixels")
     crop: tuple[int, int] = setting((128, 128), "mode 'crop': rows, columns")
     flips: bool = setting(False, "mode 'crop': mirror at random, both ways")
+    darken: float = setting(1.0, "above 1 either image is darkened at random, x ** gamma with gamma up to this, so that weights fit cameras darker than those of the training pairs")
     max_tokens: int | None = setting(None, "random subset of the text's tokens at each step (text is averaged over tokens, cost grows with them)", type=int)
     batch_size: int = setting(2, "pairs a step and process")
     epochs: int = setting(150, "passes over the pairs")
@@ -76,6 +77,7 @@ class TrainSettings:
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         if not 0 <= self.signed < float("inf"): raise FilmError(f"signed must be 0 or a positive number, found {self.signed}")
+        if not 1 <= self.darken < float("inf"): raise FilmError(f"darken must be at least 1, found {self.darken}")
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
     @property
@@ -343,7 +345,7 @@ def train(
     aside = held_out(settings, len(names))
     if len(names) - len(aside) < settings.batch_size * world:
         raise FilmError(f"{len(names)} pairs, {len(aside)} of them held out, do not fill one batch of {settings.batch_size} for {world} process(es)")
-    data = dataset([i for i in range(len(names)) if i not in aside], settings.mode, crop=settings.crop, flips=settings.flips, max_tokens=settings.max_tokens, seed=settings.seed)
+    data = dataset([i for i in range(len(names)) if i not in aside], settings.mode, crop=settings.crop, flips=settings.flips, darken=settings.darken, max_tokens=settings.max_tokens, seed=settings.seed)
     validation = dataset(aside) if aside else None
     shown = (validation or everything)[0]
 

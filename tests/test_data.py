@@ -173,6 +173,10 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(root):
     third = make(seed=1)
     third.set_epoch(7)
     assert not any(same(third[i], forward[i]) for i in range(5))
+    dark = make(darken=3)
+    dark.set_epoch(7)
+    assert not all(same(dark[i], forward[i]) for i in range(5)) and all(torch.equal(dark[i]["text"], forward[i]["text"]) and (dark[i]["a"] <= forward[i]["a"]).all() for i in range(5))
+    with pytest.raises(FilmError, match="darken"): make(darken=0.5)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
