@@ -315,7 +315,7 @@ class FusionDataset(Dataset):
         if mode not in ("paper", "crop", "whole"): raise FilmError(f"unknown mode {mode!r}: choose 'paper', 'crop' or 'whole'")
         if min(crop) < 16: raise FilmError(f"crop {crop} is too small: height and width need at least 16 pixels")
         if max_tokens is not None and max_tokens < 1: raise FilmError(f"max_tokens must be at least 1, found {max_tokens}")
-        if not 1 <= darken < float("inf"): raise FilmError(f"darken must be at least 1, found {darken}")
+        if not 1 <= darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {darken}")
         if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
         self.source = _Packed(pairs, encoder, only) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, encoder, cache)
         self.task, self.mode, self.crop, self.flips, self.darken = get_task(task), mode, tuple(crop), flips, darken

@@ -77,7 +77,7 @@ class TrainSettings:
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         if not 0 <= self.signed < float("inf"): raise FilmError(f"signed must be 0 or a positive number, found {self.signed}")
-        if not 1 <= self.darken < float("inf"): raise FilmError(f"darken must be at least 1, found {self.darken}")
+        if not 1 <= self.darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {self.darken}")
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
     @property
