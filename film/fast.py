@@ -225,16 +225,15 @@ def forward_native(
     if library() is None: raise FilmError("the native kernels are not built: install again where a C++ compiler is present")
     (B, _, H, W), (rows, columns), process, threads = a.shape, model.grid, model.text_process.conv, torch.get_num_threads()
     torch.set_num_threads(1)  # see `folded_attention`
-    try: t = F.linear(text, process.weight[:, :, 0], process.bias)
+    try: t = [F.linear(text[i] if text_mask is None else text[i][text_mask[i]], process.weight[:, :, 0], process.bias) for i in range(B)]  # each by itself: a pair in a batch is, to the bit, the pair alone
     finally: torch.set_num_threads(threads)
     grid_size, empty = 32 * rows * columns, (Room() if room is None else room).empty
     fused, both, spare, tokens = (torch.from_numpy(empty(shape)) for shape in (a.shape, (H, W, 64), (max(H * W * 32, grid_size),), (grid_size,)))
     one, f_a, f_b = spare[:H * W * 32].view(H, W, 32), both[..., :32], both[..., 32:]
     for i in range(B):
-        real = t[i] if text_mask is None else t[i][text_mask[i]]
         for n, stage in enumerate(model.stages):
             for side, image, f in ("A", a, f_a), ("B", b, f_b):
-                native_guide(stage, side, f if n else image[i].reshape(H, W, 1).contiguous(), real, f, spare, tokens)
+                native_guide(stage, side, f if n else image[i].reshape(H, W, 1).contiguous(), t[i], f, spare, tokens)
         native_block(model.restormer1, both, one, after=model.conv1)
         native_block(model.restormer2, one, f_a)
         native_block(model.restormer3, f_a, fused[i].view(H, W, 1), after=model.conv2)
