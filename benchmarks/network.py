@@ -5,12 +5,14 @@
     python benchmarks/network.py --only fuse --sizes 1440x1920 --forms native
     python benchmarks/network.py --only train                   # one training step, batch 2 at 288x384, and the share of the data path
     python benchmarks/network.py --only folder                  # film.fusion.fuse_pairs on the sample's pairs, one by one, as a pipeline, in two processes
+    python benchmarks/network.py --device cuda                  # the torch forms on a GPU, fusing and a training step
     python benchmarks/network.py --figure outputs/cost.png      # cost against megapixels; measurements are kept beside it (cost.json), --sizes adds others
 
 Each measurement is a process of its own, so memory is its own too; the forms take turns, so they meet the same load. Time is the best of --repeat
 processes for one call, the first of its process (imports and loading not counted); beside it the processor time of all threads, which other work on the
 machine disturbs less. Memory is the peak above what the process held before the call. The error is the largest difference from the float64 numbers in
-../shared/golden, for the sizes they have. Weights follow the golden rule, the text has 149 tokens of width 768."""
+../shared/golden, for the sizes they have. Weights follow the golden rule, the text has 149 tokens of width 768. On a GPU the time is the best of ten calls after
+three that are not counted, memory is the GPU's, and there is no processor time."""
 import argparse, json, os, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 
@@ -61,6 +63,46 @@ def measure(form: str, size: str, training: bool) -> dict:
     return result
 
 
+def measure_cuda(size: str, forms: list[str], training: bool) -> dict:
+    "Forms side by side on the GPU: seconds of a call, peak MB above what was held before, largest error against float64."
+    import numpy as np, torch
+    sys.path.insert(0, str(ROOT / "tests"))
+    from film import fast
+    from film.export import Graphed, Runner
+    from film.losses import fusion_loss
+    from film.network import Film
+    from test_golden import golden_weight, inputs
+
+    model = Film()
+    model.load_state_dict({name: golden_weight(name, tuple(value.shape)) for name, value in model.state_dict().items()})
+    model.cuda()
+    case = GOLDEN_SIZES.get(size) if GOLDEN.is_dir() and not training else None
+    if case: x = inputs(np.load(GOLDEN / "forward.npz"), case)
+    else:
+        batch, rng, (H, W) = 1 + training, torch.Generator().manual_seed(0), map(int, size.split("x"))
+        x = [torch.rand(batch, 1, H, W, generator=rng) for _ in "ab"] + [torch.randn(batch, 149, 768, generator=rng)]
+    a, b, text = (t.cuda() for t in x)
+    found = {}
+    for form in forms:
+        run = {"plain": model if training else Runner(model, plain=True), "graphed": Graphed(model, keep=1),
+               "torch": lambda *x: fast.forward_torch(model, *x), "checkpointed": lambda *x: fast.forward_torch(model, *x, checkpoint=True),
+               "bfloat16 graphed": Graphed(Runner(model, dtype="bfloat16"), keep=1)}[form]
+        fused, seconds = None, []
+        torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()
+        for _ in range(13):
+            torch.cuda.synchronize(); t = time.perf_counter()
+            if training:
+                model.zero_grad()
+                fusion_loss(run(a, b, text), a, b)["total"].backward()
+            else:
+                with torch.inference_mode(): fused = run(a, b, text)
+            torch.cuda.synchronize(); seconds.append(time.perf_counter() - t)
+        found[form] = dict(seconds=min(seconds[3:]), memory=(torch.cuda.max_memory_reserved() - before) / 2**20)
+        if case: found[form]["error"] = float(np.abs(fused.cpu().numpy().astype(np.float64) - np.load(GOLDEN / "forward.npz")[f"{case}_fused64"]).max())
+    return found
+
+
 def measure_data() -> dict:
     "Processor seconds of the data path for a batch of two whole images from files, decoded for the first time and kept: what a training step needs."
     import numpy as np
@@ -108,7 +150,7 @@ def child(*measure: str) -> dict:
 
 def compare(title: str, kind: str, sizes: list[str], forms: list[str], o) -> dict:
     "Prints a table of the forms at each size and returns the best of --repeat measurements."
-    print(f"\n{title}\n\n| size | form | s | times faster | CPU s | times less | added MB | times less | error |\n|---|---|---|---|---|---|---|---|---|")
+    heading(title)
     found = {}
     for size in sizes:
         best = {}
@@ -117,13 +159,22 @@ def compare(title: str, kind: str, sizes: list[str], forms: list[str], o) -> dic
                 result = child(kind, form, size)
                 if o.json: print(json.dumps(dict(form=form, size=size, **result)))
                 best[form] = {key: min(value, best.get(form, result)[key]) for key, value in result.items() if key != "error"} | {"error": result.get("error")}
-        for form, r in best.items():
-            ratios = {key: best["plain"][key] / r[key] if "plain" in best else None for key in ("seconds", "cpu", "memory")}
-            cells = [size, form]
-            for key, digits in ("seconds", 2), ("cpu", 2), ("memory", 0): cells += [f"{r[key]:.{digits}f}", f"{ratios[key]:.1f}" if ratios[key] else ""]
-            print("| " + " | ".join(cells + ["" if r["error"] is None else f"{r['error']:.1e}"]) + " |", flush=True)
+        print_rows(size, best)
         found[size] = best
     return found
+
+
+def heading(title: str):
+    print(f"\n{title}\n\n| size | form | s | times faster | CPU s | times less | added MB | times less | error |\n|---|---|---|---|---|---|---|---|---|")
+
+
+def print_rows(size: str, best: dict):
+    "The rows of one size, with ratios to the plain form."
+    for form, r in best.items():
+        cells = [size, form]
+        for key, digits in ("seconds", 2 if r["seconds"] > 1 else 4), ("cpu", 2), ("memory", 0):
+            cells += [f"{r[key]:.{digits}f}", f"{best['plain'][key] / r[key]:.1f}" if "plain" in best else ""] if key in r else ["", ""]
+        print("| " + " | ".join(cells + [f"{r['error']:.1e}" if r.get("error") else ""]) + " |", flush=True)
 
 
 def figure(path: Path, found: dict):
@@ -154,6 +205,7 @@ def main():
     parser.add_argument("--only", choices=("fuse", "train", "folder"), help="one of the three (default: all)")
     parser.add_argument("--sizes", help="rows x columns, separated by commas (default: 288x384,480x640,768x1024; training: 288x384)")
     parser.add_argument("--forms", help="of plain, torch, native, and checkpointed (training); default: all that apply")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the torch forms on a GPU (default: cpu)")
     parser.add_argument("--pairs", type=int, default=12, help="pairs of the folder (default: 12)")
     parser.add_argument("--repeat", type=int, default=2, help="processes for each number; the best counts (default: 2)")
     parser.add_argument("--figure", type=Path, metavar="PNG", help=f"only draw the cost against megapixels (default sizes: {FIGURE_SIZES}, the plain form up to 480x640)")
@@ -165,6 +217,16 @@ def main():
         if kind == "data": result = measure_data()
         else: result = measure_folder(form, int(size)) if kind == "folder" else measure(form, size, kind == "train")
         return print(json.dumps(result))
+
+    if o.device == "cuda":
+        import torch
+        if not torch.cuda.is_available(): sys.exit("no CUDA device here")
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TF32 in convolutions: {torch.backends.cudnn.allow_tf32}")
+        for only, title, sizes, forms in (("fuse", "Fusing one pair", "288x384,480x640,768x1024", "plain,torch,graphed,bfloat16 graphed"), ("train", "Training step, batch 2", "288x384", "plain,torch,checkpointed")):
+            if o.only not in (None, only): continue
+            heading(title)
+            for size in (o.sizes or sizes).split(","): print_rows(size, measure_cuda(size, (o.forms or forms).split(","), only == "train"))
+        return
 
     from film import fast
     forms = o.forms.split(",") if o.forms else ["plain", "torch"] + ["native"] * (fast.library() is not None)
