@@ -28,78 +28,64 @@ def held(field: str) -> float:  # MB
     except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "linux" else 1024) / 1024
 
 
-def measure(form: str, size: str, training: bool) -> dict:
-    "One call in this process: seconds, processor seconds, peak MB above what was held before, largest error against float64."
+def prepared(size: str, training: bool):
+    "The network, its inputs (a, b, text), and a function that gives the largest error of a result against float64, or None where there is no golden number."
     import numpy as np, torch
     sys.path.insert(0, str(ROOT / "tests"))
-    from film import fast
-    from film.losses import fusion_loss
     from film.network import Film
     from test_golden import golden_weight, inputs
 
     model = Film()
     model.load_state_dict({name: golden_weight(name, tuple(value.shape)) for name, value in model.state_dict().items()})
-    case = GOLDEN_SIZES.get(size) if GOLDEN.is_dir() and not training else None
-    if case: a, b, text = inputs(np.load(GOLDEN / "forward.npz"), case)
-    else:
-        batch, rng = 1 + training, torch.Generator().manual_seed(0)
-        H, W = map(int, size.split("x"))
-        a, b = (torch.rand(batch, 1, H, W, generator=rng) for _ in "ab")
-        text = torch.randn(batch, 149, 768, generator=rng)
-    if form != "plain": fast.keep_memory()
-    run = {"plain": lambda *x: model(*x), "torch": lambda *x: fast.forward_torch(model, *x),
-           "checkpointed": lambda *x: fast.forward_torch(model, *x, checkpoint=True),
-           "native": lambda *x: (fast.forward_differentiable if training else fast.forward_native)(model, *x)}[form]
-    fused = None
-    def call():
-        nonlocal fused
-        if training: fusion_loss(run(a, b, text), a, b)["total"].backward()
-        else:
-            with torch.inference_mode(): fused = run(a, b, text)
-    before, t, cpu = held("VmRSS"), time.perf_counter(), time.process_time()
-    call()
-    result = dict(seconds=time.perf_counter() - t, cpu=time.process_time() - cpu, memory=held("VmHWM") - before)
-    if case: result["error"] = float(np.abs(fused.numpy().astype(np.float64) - np.load(GOLDEN / "forward.npz")[f"{case}_fused64"]).max())
-    return result
-
-
-def measure_cuda(size: str, forms: list[str], training: bool) -> dict:
-    "Forms side by side on the GPU: seconds of a call, peak MB above what was held before, largest error against float64."
-    import numpy as np, torch
-    sys.path.insert(0, str(ROOT / "tests"))
-    from film import fast
-    from film.export import Graphed, Runner
-    from film.losses import fusion_loss
-    from film.network import Film
-    from test_golden import golden_weight, inputs
-
-    model = Film()
-    model.load_state_dict({name: golden_weight(name, tuple(value.shape)) for name, value in model.state_dict().items()})
-    model.cuda()
     case = GOLDEN_SIZES.get(size) if GOLDEN.is_dir() and not training else None
     if case: x = inputs(np.load(GOLDEN / "forward.npz"), case)
     else:
-        batch, rng, (H, W) = 1 + training, torch.Generator().manual_seed(0), map(int, size.split("x"))
-        x = [torch.rand(batch, 1, H, W, generator=rng) for _ in "ab"] + [torch.randn(batch, 149, 768, generator=rng)]
-    a, b, text = (t.cuda() for t in x)
-    found = {}
+        batch, rng = 1 + training, torch.Generator().manual_seed(0)
+        H, W = map(int, size.split("x"))
+        x = *(torch.rand(batch, 1, H, W, generator=rng) for _ in "ab"), torch.randn(batch, 149, 768, generator=rng)
+    def error(fused): return case and float(np.abs(fused.cpu().numpy().astype(np.float64) - np.load(GOLDEN / "forward.npz")[f"{case}_fused64"]).max())
+    return model, x, error
+
+
+def called(run, x, training: bool):
+    "One call: the fused image, or a training step's gradients."
+    import torch
+    from film.losses import fusion_loss
+    if training: return fusion_loss(run(*x), *x[:2])["total"].backward()
+    with torch.inference_mode(): return run(*x)
+
+
+def measure(form: str, size: str, training: bool) -> dict:
+    "One call in this process: seconds, processor seconds, peak MB above what was held before, largest error against float64."
+    from film import fast
+    model, x, error = prepared(size, training)
+    if form != "plain": fast.keep_memory()
+    run = {"plain": model, "torch": lambda *x: fast.forward_torch(model, *x), "checkpointed": lambda *x: fast.forward_torch(model, *x, checkpoint=True),
+           "native": lambda *x: (fast.forward_differentiable if training else fast.forward_native)(model, *x)}[form]
+    before, t, cpu = held("VmRSS"), time.perf_counter(), time.process_time()
+    fused = called(run, x, training)
+    return dict(seconds=time.perf_counter() - t, cpu=time.process_time() - cpu, memory=held("VmHWM") - before, error=error(fused))
+
+
+def measure_cuda(size: str, forms: list[str], training: bool) -> dict:
+    "Forms one after the other on the GPU: seconds of a call, peak MB above what was held before, largest error against float64."
+    import torch
+    from film import fast
+    from film.export import Graphed, Runner
+    model, x, error = prepared(size, training)
+    model.cuda()
+    x, found = [t.cuda() for t in x], {}
     for form in forms:
-        run = {"plain": model if training else Runner(model, plain=True), "graphed": Graphed(model, keep=1),
-               "torch": lambda *x: fast.forward_torch(model, *x), "checkpointed": lambda *x: fast.forward_torch(model, *x, checkpoint=True),
-               "bfloat16 graphed": Graphed(Runner(model, dtype="bfloat16"), keep=1)}[form]
-        fused, seconds = None, []
+        run = {"plain": model, "torch": lambda *x: fast.forward_torch(model, *x), "checkpointed": lambda *x: fast.forward_torch(model, *x, checkpoint=True),
+               "graphed": Graphed(model, keep=1), "bfloat16 graphed": Graphed(Runner(model, dtype="bfloat16"), keep=1)}[form]
         torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_reserved()
+        before, seconds = torch.cuda.memory_reserved(), []
         for _ in range(13):
+            model.zero_grad()
             torch.cuda.synchronize(); t = time.perf_counter()
-            if training:
-                model.zero_grad()
-                fusion_loss(run(a, b, text), a, b)["total"].backward()
-            else:
-                with torch.inference_mode(): fused = run(a, b, text)
+            fused = called(run, x, training)
             torch.cuda.synchronize(); seconds.append(time.perf_counter() - t)
-        found[form] = dict(seconds=min(seconds[3:]), memory=(torch.cuda.max_memory_reserved() - before) / 2**20)
-        if case: found[form]["error"] = float(np.abs(fused.cpu().numpy().astype(np.float64) - np.load(GOLDEN / "forward.npz")[f"{case}_fused64"]).max())
+        found[form] = dict(seconds=min(seconds[3:]), memory=(torch.cuda.max_memory_reserved() - before) / 2**20, error=error(fused))
     return found
 
 
@@ -158,7 +144,7 @@ def compare(title: str, kind: str, sizes: list[str], forms: list[str], o) -> dic
             for form in forms:
                 result = child(kind, form, size)
                 if o.json: print(json.dumps(dict(form=form, size=size, **result)))
-                best[form] = {key: min(value, best.get(form, result)[key]) for key, value in result.items() if key != "error"} | {"error": result.get("error")}
+                best[form] = {key: min(value, best.get(form, result)[key]) for key, value in result.items() if key != "error"} | {"error": result["error"]}
         print_rows(size, best)
         found[size] = best
     return found
@@ -172,9 +158,9 @@ def print_rows(size: str, best: dict):
     "The rows of one size, with ratios to the plain form."
     for form, r in best.items():
         cells = [size, form]
-        for key, digits in ("seconds", 2 if r["seconds"] > 1 else 4), ("cpu", 2), ("memory", 0):
+        for key, digits in ("seconds", 2 if "cpu" in r else 4), ("cpu", 2), ("memory", 0):
             cells += [f"{r[key]:.{digits}f}", f"{best['plain'][key] / r[key]:.1f}" if "plain" in best else ""] if key in r else ["", ""]
-        print("| " + " | ".join(cells + [f"{r['error']:.1e}" if r.get("error") else ""]) + " |", flush=True)
+        print("| " + " | ".join(cells + ["" if r["error"] is None else f"{r['error']:.1e}"]) + " |", flush=True)
 
 
 def figure(path: Path, found: dict):
@@ -204,7 +190,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("fuse", "train", "folder"), help="one of the three (default: all)")
     parser.add_argument("--sizes", help="rows x columns, separated by commas (default: 288x384,480x640,768x1024; training: 288x384)")
-    parser.add_argument("--forms", help="of plain, torch, native, and checkpointed (training); default: all that apply")
+    parser.add_argument("--forms", help="of plain, torch, native, and checkpointed (training); on a GPU graphed and 'bfloat16 graphed' in place of native; default: all that apply")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the torch forms on a GPU (default: cpu)")
     parser.add_argument("--pairs", type=int, default=12, help="pairs of the folder (default: 12)")
     parser.add_argument("--repeat", type=int, default=2, help="processes for each number; the best counts (default: 2)")
