@@ -79,6 +79,7 @@ class TrainSettings:
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         for name in ("signed", "smooth"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
+        if self.smooth and not self.signed: raise FilmError("smooth needs signed: strengths alone are compared without a choice of source")
         if not 1 <= self.darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {self.darken}")
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
