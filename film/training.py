@@ -10,7 +10,7 @@ __all__ = ['PRESETS', 'setting', 'TrainSettings', 'make_settings', 'learning_rat
 # %% ../nbs/06_training.ipynb #dbbba287
 import copy, json, math, shutil, signal, tempfile, threading
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ class TrainSettings:
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
     @property
-    def weights(self) -> LossWeights: return LossWeights(self.grad, self.ssim, self.padding, self.signed, self.smooth, self.gain)
+    def weights(self) -> LossWeights: return LossWeights(**{term.name: getattr(self, term.name) for term in fields(LossWeights)})
 
 # %% ../nbs/06_training.ipynb #098d8a6e
 PRESETS = {
