@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_SIZE', 'GENERATORS', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs', 'check_pairs',
            'resize_paper', 'random_crop', 'random_flip', 'random_darken', 'token_subset', 'FusionDataset', 'collate',
-           'pack', 'exposure_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
+           'pack', 'opening_mask', 'exposure_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
 
 # %% ../nbs/03_data.ipynb #27751f66
 import json, os, zlib
@@ -394,25 +394,69 @@ def pack(
 # %% ../nbs/03_data.ipynb #896a18f9
 def _smooth_field(shape, scale, rng):
     "(H, W) float32 in [-1, 1]: random values on a coarse grid of `scale` pixels, interpolated."
+    scale = max(1, scale)
     coarse = rng.uniform(-1, 1, (shape[0] // scale + 2, shape[1] // scale + 2)).astype(np.float32)
     return cv2.resize(coarse, shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(-1, 1)
 
-# %% ../nbs/03_data.ipynb #01b51155
-def exposure_pair(
-    image: np.ndarray,        # (H, W) or (H, W, 3), a photograph
+# %% ../nbs/03_data.ipynb #5d0c7a31
+def opening_mask(
+    image: np.ndarray,        # (H, W) float32 in [0, 1]
     rng: np.random.Generator,
+) -> np.ndarray:              # (H, W) float32 in [0, 1]: 1 where another, far brighter scene is seen, soft by about a pixel
+    "Random openings of a photograph: windows with panes, the sky above its outline, or the letters of a sign."
+    (H, W), kind, mask = image.shape, rng.random(), np.zeros(image.shape, np.uint8)
+    if kind < 0.4:
+        corners = np.float32([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+        for _ in range(rng.integers(1, 4)):
+            half, (across, down), bar = rng.uniform(0.12, 0.3, 2) * min(H, W), rng.integers(1, 5, 2), rng.uniform(0.02, 0.2)
+            seen = corners * half + rng.uniform(0.15, 0.85, 2) * (W, H) + rng.uniform(-0.25, 0.25, (4, 2)) * half
+            perspective = cv2.getPerspectiveTransform(corners, seen.astype(np.float32))
+            for pane in np.ndindex(across, down):
+                place = (2 * np.array(pane) + 1 + (1 - bar) * corners) / (across, down) - 1
+                outline = cv2.perspectiveTransform(place[None].astype(np.float32), perspective)
+                cv2.fillPoly(mask, np.rint(16 * outline).astype(np.int32), 255, cv2.LINE_AA, 4)
+    elif kind < 0.8:
+        height = np.linspace(1, 0, H, dtype=np.float32)[:, None]
+        sky = cv2.bilateralFilter(image, 0, 0.1, 4) + rng.uniform(0.2, 1) * height + 0.1 * _smooth_field((H, W), min(H, W) // 4, rng)
+        mask = cv2.medianBlur(255 * (sky > np.quantile(sky, rng.uniform(0.4, 0.85))).astype(np.uint8), 3)
+    else:
+        for _ in range(rng.integers(2, 7)):
+            word, size = "".join(rng.choice(list("ABCDEFGHKLMNOPRSTUVWXYZ0123456789"), rng.integers(2, 9))), rng.uniform(0.6, 3)
+            at = [int(v) for v in rng.uniform((0, 0.1), (0.7, 1)) * (W, H)]
+            cv2.putText(mask, word, at, int(rng.integers(8)), size, 255, max(1, round(size * rng.uniform(1, 4))), cv2.LINE_AA)
+    return cv2.GaussianBlur(to_float(mask), (0, 0), rng.uniform(0.4, 1.2))
+
+# %% ../nbs/03_data.ipynb #01b51155
+def _linear(image, rng):
+    "Light of a scene from a photograph of it: the sRGB curve undone, stretched by a random exponent."
+    x = to_float(image)
+    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4) ** rng.uniform(1.0, 1.4)
+
+def _metered(light): return light * (0.18 / max(1e-4, float(np.median(light))))  # the light meter: median at middle gray
+
+def exposure_pair(
+    image: np.ndarray,              # (H, W) or (H, W, 3), a photograph
+    rng: np.random.Generator,
+    view: np.ndarray | None = None, # another photograph of any size, to be seen through openings of the first and far brighter
 ) -> tuple[np.ndarray, np.ndarray]: # over-exposed and under-exposed, uint8, the photograph's shape
     "The two pictures a camera would take of the scene with too long and too short an exposure."
-    x = to_float(image)
-    linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4) ** rng.uniform(1.0, 1.4)
-    light = np.exp2(rng.uniform(0, 1.5) * _smooth_field(x.shape[:2], int(min(x.shape[:2]) / rng.uniform(1, 3)), rng))
-    scene = linear * (light if x.ndim == 2 else light[..., None])
-    scene *= 0.18 / max(1e-4, float(np.median(scene)))             # the light meter: median at middle gray
+    (H, W), as_image = image.shape[:2], (lambda x: x if image.ndim == 2 else x[..., None])
+    scene = _linear(image, rng)
+    scene = _metered(scene * as_image(np.exp2(rng.uniform(0, 1.5) * _smooth_field((H, W), int(min(H, W) / rng.uniform(1, 3)), rng))))
+    brighter = 0 if view is None else rng.uniform(2.5, 6)
+    if view is not None:
+        if view.ndim != image.ndim: view = to_gray(view) if image.ndim == 2 else np.stack([view] * 3, -1)
+        h, w = view.shape[:2]
+        size = [max(least, round(side * max(H / h, W / w))) for side, least in ((w, W), (h, H))]
+        outside = _metered(_linear(cv2.resize(view, size, interpolation=cv2.INTER_AREA)[:H, :W], rng)).clip(0, 2)
+        opening, glare = as_image(opening_mask(to_gray(image), rng)), rng.uniform(0, 0.003)
+        scene = (1 - opening) * scene.clip(0, 2) + opening * outside * 2 ** brighter
+        scene = (1 - glare) * scene + glare * cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.02, 0.1) * max(H, W))
     gamma, shot, read = rng.uniform(1.8, 2.4), rng.uniform(0, 4e-4), rng.uniform(5e-4, 2e-3)
     pair = []
-    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)):
+    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if view is None else (rng.uniform(0, 2), rng.uniform(-1, 0.5) - brighter):
         photons = scene * np.float32(2 ** stops)
-        photons = photons + rng.standard_normal(x.shape, np.float32) * np.sqrt(read**2 + shot * photons.clip(0, 1))
+        photons = photons + rng.standard_normal(image.shape, np.float32) * np.sqrt(read**2 + shot * photons.clip(0, 1))
         pair.append(np.rint(255 * photons.clip(0, 1) ** (1 / gamma)).astype(np.uint8))
     return pair[0], pair[1]
 
@@ -485,22 +529,26 @@ def generate_pairs(
     dataset: str,                          # name of the data set to make
     root: str | os.PathLike | None = None, # data root to write it in, see `data_root`
     seed: int = 0,                         # with the photograph's name it decides all randomness
+    views: bool = False,                   # multi-exposure: one of the photographs, drawn at random, is seen through openings of each, see `exposure_pair`
 ) -> Path:                                 # the data set's folder, with train.txt
-    "Makes a training set from photographs: Image/<TASK>/<dataset>/<modality>/<name>.png and train.txt. A run that was stopped goes on; photographs that cannot be read are passed over and said."
+    "Makes a training set from photographs: Image/<TASK>/<dataset>/<modality>/<name>.png and train.txt. A run that was stopped goes on; photographs that cannot be read, or whose view cannot, are passed over and said."
     task, root = get_task(task), data_root(root)
     if task.name not in GENERATORS: raise FilmError(f"there is no generator for {task.name}: choose one of {', '.join(GENERATORS)}")
     folder, images = root/"Image"/task.folder/dataset, list_images(photographs)
     if not images: raise FilmError(f"{photographs}: holds no images")
-    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed)
-    if folder.exists() and (not marks.is_file() or json.loads(marks.read_text()) != mark): raise FilmError(f"{folder}: holds a data set of another kind or seed; choose another name")
+    if views and task.name != "mef": raise FilmError(f"only multi-exposure pairs have views, not {task.name}")
+    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed) | (dict(views=True) if views else {})
+    if folder.exists() and (not marks.is_file() or json.loads(marks.read_text()) != mark): raise FilmError(f"{folder}: holds a data set of another kind or seed, or with other views; choose another name")
     with atomic_write(marks) as temporary: temporary.write_text(json.dumps(mark) + "\n")
-    names = []
+    names, paths = [], [path for path, *_ in images.values()]
     for name, (path, *_) in tqdm(images.items(), desc=f"{task.name} pairs", disable=None):
         targets = [folder/modality/f"{name}.png" for modality in task.modalities]
         try:
             if not all(target.is_file() for target in targets):
                 rng = np.random.default_rng((seed, zlib.crc32(f"{task.name}/{name}".encode())))
-                for target, image in zip(targets, GENERATORS[task.name](read_image(path), rng)): write_image(target, image)
+                view = dict(view=read_image(paths[rng.integers(len(paths))])) if views else {}
+                made = GENERATORS[task.name](read_image(path), rng, **view)
+                for target, image in zip(targets, made): write_image(target, image)
             names.append(name)
         except FilmError as e: print(f"passed over: {e}")
     with atomic_write(folder/"train.txt") as temporary: temporary.write_text("".join(f"{name}\n" for name in names))

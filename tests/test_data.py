@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 
 from film.core import TASKS, FilmError, read_image, to_gray, write_image
-from film.data import (GENERATORS, FusionDataset, Pair, check_pairs, collate, data_root, find_pairs, generate_pairs, list_images, pack, pair_folders,
+from film.data import (GENERATORS, FusionDataset, Pair, check_pairs, collate, data_root, exposure_pair, find_pairs, generate_pairs, list_images, pack, pair_folders,
                        random_crop, random_flip, resize_paper, token_subset)
 from film.encoding import AUTHORS_ENCODER, write_features
 
@@ -330,8 +330,26 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     assert (folder / "NEAR" / "b.png").read_bytes() == before and (folder / "NEAR" / "a.png").stat().st_mtime_ns == kept
     assert (make("Two", 1) / "NEAR" / "b.png").read_bytes() != before
     with pytest.raises(FilmError, match="another kind or seed"): make("One", 1)
+    plain, views = (generate_pairs(tmp_path / "photographs", "mef", name, tmp_path, views=views) for name, views in (("Plain", False), ("Views", True)))
+    assert (plain / "OVER" / "a.png").read_bytes() != (views / "OVER" / "a.png").read_bytes()
+    under = (views / "UNDER" / "a.png").read_bytes()
+    (views / "UNDER" / "a.png").unlink()
+    assert (generate_pairs(tmp_path / "photographs", "mef", "Views", tmp_path, views=True) / "UNDER" / "a.png").read_bytes() == under
+    with pytest.raises(FilmError, match="with other views"): generate_pairs(tmp_path / "photographs", "mef", "Views", tmp_path)
+    with pytest.raises(FilmError, match="only multi-exposure pairs have views"): generate_pairs(tmp_path / "photographs", "mff", "Four", tmp_path, views=True)
     with pytest.raises(FilmError, match="no generator for ivf"): generate_pairs(tmp_path / "photographs", "ivf", "One", tmp_path)
     with pytest.raises(FilmError, match="holds no images"): generate_pairs(folder, "mff", "Three", tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48, 3), (1, 1), (200, 3, 3)])
+@pytest.mark.parametrize("view", [(30, 30), (64, 90, 3), (1, 1)])
+def test_a_view_of_any_size_and_kind(shape, view):
+    rng = np.random.default_rng(0)
+    image, other = (rng.integers(0, 256, size, np.uint8) for size in (shape, view))
+    for seed in range(5):  # windows, skies and signs
+        pair = exposure_pair(image, np.random.default_rng(seed), other)
+        assert all(x.shape == shape and x.dtype == np.uint8 for x in pair)
+        assert all((x == y).all() for x, y in zip(pair, exposure_pair(image, np.random.default_rng(seed), other)))
 
 
 # ---------------------------------------------------------------- the bundled sample and the real data
