@@ -29,13 +29,13 @@ class Task:
     title: str                  # the words for people
     modalities: tuple[str, str] # folder names of image A and image B, in the network's order
     words: tuple[str, str]      # what A and B are, in words
-    chroma: str                 # 'b': colour of image B; 'saturation': of both, weighted by saturation; 'sharpness': of the sharper
+    chroma: str                 # 'b': colour of image B; 'exposure': of both, as far as not clipped; 'sharpness': of the sharper
 
 # %% ../nbs/00_core.ipynb #30a758f9
 TASKS = {task.name: task for task in (
     Task("ivf", "IVF", "infrared-visible",  ("IR", "VI"),      ("infrared image", "visible image"),             "b"),
     Task("mif", "MIF", "medical",           ("MRI", "T"),      ("MRI scan", "CT, PET or SPECT scan"),           "b"),
-    Task("mef", "MEF", "multi-exposure",    ("OVER", "UNDER"), ("over-exposed image", "under-exposed image"),   "saturation"),
+    Task("mef", "MEF", "multi-exposure",    ("OVER", "UNDER"), ("over-exposed image", "under-exposed image"),   "exposure"),
     Task("mff", "MFF", "multi-focus",       ("NEAR", "FAR"),   ("near-focused image", "far-focused image"),     "sharpness"),
 )}
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHTS_FOLDER', 'BUNDLED', 'DESCRIBED_SIDE', 'CHROMA_MARGIN', 'AHEAD', 'BATCH_PIXELS', 'load', 'choose_device',
            'load_weights', 'get_network', 'reduced', 'text_tokens', 'normalise', 'fuse_luma', 'fuse_lumas',
-           'merge_chroma', 'to_output', 'read_pair', 'Prepared', 'prepare', 'finish', 'check_method', 'fuse', 'Summary',
-           'fuse_stream', 'fuse_in_processes', 'fuse_pairs']
+           'unclipped_colour', 'expose', 'merge_chroma', 'to_output', 'read_pair', 'Prepared', 'prepare', 'finish',
+           'check_method', 'fuse', 'Summary', 'fuse_stream', 'fuse_in_processes', 'fuse_pairs']
 
 # %% ../nbs/07_fusion.ipynb #8a7b90be
 import io, multiprocessing, os, signal, threading
@@ -26,7 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .baselines import METHODS
-from .core import FilmError, Task, as_image, get_task, is_colour, merge_luma_chroma, rgb_to_chroma, to_gray, write_image
+from .core import LUMA, FilmError, Task, as_image, get_task, is_colour, merge_luma_chroma, rgb_to_chroma, to_float, to_gray, write_image
 from .data import Pair, list_images
 from .encoding import encode, read_features
 from .export import FORMATS, Exported, Graphed, Runner, exported
@@ -173,9 +173,35 @@ def fuse_lumas(
 # %% ../nbs/07_fusion.ipynb #3f2c12c1
 CHROMA_MARGIN = 17  # rows: a Gaussian of 4 pixels reaches 16, the Laplacian 1
 
+def unclipped_colour(
+    images: list[np.ndarray], # exposures of one scene, (H, W, 3) each
+) -> np.ndarray:              # (H, W, 3) float32: the colour but for a factor at each pixel
+    "Sum of the exposures, a pixel's weight 1.2 and falling to 0.2 where its brightest channel comes within a tenth of the top of the range; smoothed over 1.5 pixels, as what is dark is noisy."
+    total = 0
+    for image in map(to_float, images): total = total + image * (((1 - image.max(-1, keepdims=True)) / np.float32(0.1)).clip(0, 1) + np.float32(0.2))
+    return cv2.GaussianBlur(total, (0, 0), 1.5)
+
+
+def expose(
+    colour: np.ndarray, # (H, W, 3) float32 >= 0, any scale; black is taken for gray
+    luma: np.ndarray,   # (H, W) float32 in [0, 1]
+) -> np.ndarray:        # (H, W, 3) float32 RGB in [0, 1], of that luma
+    "The colour times what makes its luma the one given, channels clipped at 1 as a camera clips them: with more exposure orange turns yellow, then white."
+    colour = colour + np.float32(1e-4)
+    colour = colour / (colour @ LUMA)[..., None]
+    order = np.argsort(-colour, -1)
+    part, share = np.take_along_axis(colour, order, -1), LUMA[order]                         # brightest channel first
+    none = luma                                                                              # the factor if no channel is clipped,
+    one = (luma - share[..., 0]) / (share[..., 1:] * part[..., 1:]).sum(-1)                  # the brightest, or
+    two = (luma - share[..., :2].sum(-1)) / (share[..., 2] * part[..., 2])                   # all but the darkest
+    factor = np.where(none * part[..., 0] <= 1, none, np.where(one * part[..., 1] <= 1, one, two))
+    return (factor[..., None] * colour).clip(0, 1)
+
+
 def merge_chroma(
-    a: np.ndarray, # (H, W) or (H, W, 3) RGB
-    b: np.ndarray, # the same size
+    a: np.ndarray,    # (H, W) or (H, W, 3) RGB
+    b: np.ndarray,    # the same size
+    luma: np.ndarray, # (H, W) float32 in [0, 1], fused
     task: Task,
     colour: tuple[bool, bool] | None = None, # whether A and B have colour, for strips of larger images; None: looked up
 ) -> np.ndarray | None: # (H, W, 2) Cb, Cr; None if neither image has colour
@@ -183,11 +209,11 @@ def merge_chroma(
     colour = colour or (is_colour(a), is_colour(b))
     coloured = [image for image, has in ((b, colour[1]), (a, colour[0])) if has]  # B first: where one of two is asked for, it is B
     if not coloured: return None
+    if task.chroma == "exposure": return rgb_to_chroma(expose(unclipped_colour(coloured), luma))
     if len(coloured) == 1 or task.chroma == "b": return rgb_to_chroma(coloured[0])
     chroma = np.stack([rgb_to_chroma(image) for image in (a, b)])                             # (2, H, W, 2)
-    if task.chroma == "saturation": weight = np.abs(chroma)
-    else: weight = np.stack([cv2.GaussianBlur(cv2.Laplacian(to_gray(image), cv2.CV_32F) ** 2, (0, 0), 4) for image in (a, b)])[..., None]
-    weight = weight + np.float32(1e-6)                                                        # where there is nothing to weigh, the mean
+    weight = np.stack([cv2.GaussianBlur(cv2.Laplacian(to_gray(image), cv2.CV_32F) ** 2, (0, 0), 4) for image in (a, b)])[..., None]
+    weight = weight + np.float32(1e-6)                                                        # where both are flat, the mean
     return (weight * chroma).sum(0) / weight.sum(0)
 
 # %% ../nbs/07_fusion.ipynb #7e376c49
@@ -251,7 +277,7 @@ def finish(
     has_colour = tuple(colour and any(is_colour(image[rows]) for rows, _, _ in strips(image.shape)) for image in (pair.a, pair.b))
     result = pair.room.empty((*luma.shape, 3) if any(has_colour) else luma.shape, np.uint8)
     for rows, around, inside in strips(luma.shape, CHROMA_MARGIN):
-        chroma = merge_chroma(pair.a[around], pair.b[around], task, has_colour)
+        chroma = merge_chroma(pair.a[around], pair.b[around], luma[around], task, has_colour)
         result[rows] = to_output(luma[rows], None if chroma is None else chroma[inside])
     return result
 

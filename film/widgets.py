@@ -180,7 +180,7 @@ class Explorer:
             else:
                 luma = fuse_luma(model, to_gray(a), to_gray(b), text_tokens(texts, self.images, self.task, model))
                 normalise(luma)
-            fused = to_output(luma, merge_chroma(a, b, self.task))
+            fused = to_output(luma, merge_chroma(a, b, luma, self.task))
         seconds = time.perf_counter() - start
         self.report("scoring")
         edited = [side for side, text, automatic in zip("AB", texts, self.automatic) if text != automatic]
