@@ -74,17 +74,13 @@ def gradient_loss(
     signed: float = 0.0,    # 0: compare strengths, as released; above: compare the derivatives themselves with those of the source that has the stronger edge, A's counting so many times
     gain: float = 1.0,      # the stronger edge is wanted so many times as strong; 1 as released, above 1 for more contrast than the sources have
     smooth: float = 0.0,    # with `signed`: the stronger edge is chosen by strengths smoothed with a Gaussian of so many pixels (sigma), so that neighbours choose alike; 0: each pixel for itself
-    noise: float = 0.0,     # with `signed`: edges of such a (smoothed) strength are taken for half noise and get half of what `gain` adds, weaker ones less, stronger ones more
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
     if not signed: return (sobel(fused, padding) - gain * torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
     fused, a, b = (derivatives(image, padding) for image in (fused, a, b))
     strength_a, strength_b = (smoothed(image.abs().sum(1, keepdim=True), smooth) for image in (a, b))
-    from_a = signed * strength_a >= strength_b
-    if noise:
-        power = torch.where(from_a, strength_a, strength_b) ** 2
-        gain = 1 + (gain - 1) * power / (power + noise**2)
-    return (fused - gain * torch.where(from_a, a, b)).abs().sum(1).mean()
+    wanted = torch.where(signed * strength_a >= strength_b, a, b)
+    return (fused - gain * wanted).abs().sum(1).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
 def ssim(
@@ -120,7 +116,6 @@ class LossWeights:
     signed: float = 0.0     # see `gradient_loss`
     gain: float = 1.0       # see `gradient_loss`
     smooth: float = 0.0     # see `gradient_loss`
-    noise: float = 0.0      # see `gradient_loss`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -135,7 +130,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.noise)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)
