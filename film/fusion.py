@@ -179,9 +179,13 @@ def _brightest(image: np.ndarray) -> np.ndarray: return np.maximum(np.maximum(im
 def unclipped_colour(
     images: list[np.ndarray], # exposures of one scene, (H, W, 3) each
 ) -> np.ndarray:              # (H, W, 3) float32: the colour but for a factor at each pixel
-    "Sum of the exposures, a pixel's weight 1.2 and falling to 0.2 where its brightest channel comes within a tenth of the top of the range; smoothed over 1.5 pixels, as what is dark is noisy."
-    total = 0
-    for image in map(to_float, images): total = total + image * (((1 - _brightest(image)) / np.float32(0.1)).clip(0, 1) + np.float32(0.2))[..., None]
+    "Sum of the exposures. A pixel's weight is 1.1, and where another exposure is darker it falls to 0.1 as the brightest channel comes within a tenth of the top of the range. Smoothed over 1.5 pixels, as what is dark is noisy."
+    images = [to_float(image) for image in images]
+    lumas = [image @ LUMA for image in images]
+    darkest, total = np.minimum.reduce(lumas), 0
+    for image, luma in zip(images, lumas):
+        unclipped = np.where(luma <= darkest, np.float32(1), ((1 - _brightest(image)) / np.float32(0.1)).clip(0, 1))
+        total = total + image * (unclipped + np.float32(0.1))[..., None]
     return cv2.GaussianBlur(total, (0, 0), 1.5)
 
 
