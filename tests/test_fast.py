@@ -214,7 +214,7 @@ def nearly_linear(model):
     "PReLU slopes near 1: where float32 rounding takes the other side of a PReLU than float64, the gradient then jumps by little."
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "prelu" in name: parameter.copy_(.95 + parameter / 10)
+            if "prelu" in name: parameter.copy_(.99 + parameter / 50)
     return model
 
 
