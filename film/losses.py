@@ -74,12 +74,13 @@ def gradient_loss(
     signed: float = 0.0,    # 0: compare strengths, as released; above: compare the derivatives themselves with those of the source that has the stronger edge, A's counting so many times
     gain: float = 1.0,      # the stronger edge is wanted so many times as strong; 1 as released, above 1 for more contrast than the sources have
     smooth: float = 0.0,    # with `signed`: the stronger edge is chosen by strengths smoothed with a Gaussian of so many pixels (sigma), so that neighbours choose alike; 0: each pixel for itself
+    brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times its brightness (smoothed alike, + 0.05) to this power; 0: strength alone
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
     if not signed: return (sobel(fused, padding) - gain * torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
-    fused, a, b = (derivatives(image, padding) for image in (fused, a, b))
-    strength_a, strength_b = (smoothed(image.abs().sum(1, keepdim=True), smooth) for image in (a, b))
-    wanted = torch.where(signed * strength_a >= strength_b, a, b)
+    fused, da, db = (derivatives(image, padding) for image in (fused, a, b))
+    weight_a, weight_b = (smoothed(edges.abs().sum(1, keepdim=True), smooth) * (smoothed(image, smooth) + .05)**brighter for edges, image in ((da, a), (db, b)))
+    wanted = torch.where(signed * weight_a >= weight_b, da, db)
     return (fused - gain * wanted).abs().sum(1).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
@@ -116,6 +117,7 @@ class LossWeights:
     signed: float = 0.0     # see `gradient_loss`
     gain: float = 1.0       # see `gradient_loss`
     smooth: float = 0.0     # see `gradient_loss`
+    brighter: float = 0.0   # see `gradient_loss`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -130,7 +132,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)
