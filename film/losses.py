@@ -74,12 +74,12 @@ def gradient_loss(
     signed: float = 0.0,    # 0: compare strengths, as released; above: compare the derivatives themselves with those of the source that has the stronger edge, A's counting so many times
     gain: float = 1.0,      # the stronger edge is wanted so many times as strong; 1 as released, above 1 for more contrast than the sources have
     smooth: float = 0.0,    # with `signed`: the stronger edge is chosen by strengths smoothed with a Gaussian of so many pixels (sigma), so that neighbours choose alike; 0: each pixel for itself
-    brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times its brightness (smoothed alike, + 0.05) to this power; 0: strength alone
+    brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times exp(brighter m**4), m its brightness smoothed alike; 0: strength alone
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
     if not signed: return (sobel(fused, padding) - gain * torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
     fused, da, db = (derivatives(image, padding) for image in (fused, a, b))
-    weight_a, weight_b = (smoothed(edges.abs().sum(1, keepdim=True), smooth) * (smoothed(image, smooth) + .05)**brighter for edges, image in ((da, a), (db, b)))
+    weight_a, weight_b = (smoothed(edges.abs().sum(1, keepdim=True), smooth) * (brighter * smoothed(image, smooth)**4).exp() for edges, image in ((da, a), (db, b)))
     wanted = torch.where(signed * weight_a >= weight_b, da, db)
     return (fused - gain * wanted).abs().sum(1).mean()
 

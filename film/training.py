@@ -61,7 +61,7 @@ class TrainSettings:
     padding: str = setting("zeros", "of the gradient loss's filter: 'zeros' as released, with edges along the border that are in no image; 'replicate': none")
     signed: float = setting(0.0, "above 0 the gradient loss compares edges with their direction, dark to bright or bright to dark, not their strengths only: no dots along edges on which the sources disagree (not in the paper); A's edges count so many times as strong as B's, so 2 lets infrared decide over visible")
     smooth: float = setting(0.0, "with `signed`, pixels: which source has the stronger edge is decided by strengths smoothed with a Gaussian of this sigma, so that neighbouring pixels follow the same source (not in the paper)")
-    brighter: float = setting(0.0, "with `signed`: for that decision a source's strength counts times its brightness to this power, so that edges of bright regions, a sky by day or lamps by night, win over those of dark ones (not in the paper)")
+    brighter: float = setting(0.0, "with `signed`: for that decision a source's strength counts times exp(brighter m**4), m its brightness, so that where one source is nearly white, a sky by day, a lamp by night, its edges are taken (not in the paper)")
     gain: float = setting(1.0, "the gradient loss wants edges so many times as strong as in the sources: above 1 for more contrast (not in the paper)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
