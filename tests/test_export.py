@@ -177,17 +177,17 @@ def test_command(images, model, capsys):
         assert main(wrong) == 2 and says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dtype, largest, mean", [("bfloat16", 20 / 255, 1.5 / 255), ("float16", 3 / 255, .2 / 255)])  # seen on random pictures: up to 12.9 and 1.71 levels, on smooth ones 4.3 and 0.45
+@pytest.mark.parametrize("dtype, largest, mean", [("bfloat16", dict(smooth=6, random=16), dict(smooth=1, random=1.5)), ("float16", dict(smooth=1.5, random=2.5), dict(smooth=.2, random=.2))])
 def test_half_precision_error(dtype, largest, mean):
-    "Stated in chapter 04c: trained weights, smooth and random pictures."
+    "In levels of 255, trained weights. Seen with three seeds: up to 4.3 and 0.45 on smooth pictures (chapter 04c), 12.9 and 1.71 on random ones."
     model, rng = load("ivf", "cpu"), torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(60.), torch.arange(80.), indexing="ij")
     smooth = torch.stack([torch.sin(x / 9) * torch.cos(y / 7) / 2 + .5, ((x + y) / 138) ** 2])[:, None, None]
-    for a, b in (smooth, torch.rand(2, 1, 1, 60, 80, generator=rng)):
+    for name, (a, b) in dict(smooth=smooth, random=torch.rand(2, 1, 1, 60, 80, generator=rng)).items():
         text = torch.randn(1, 12, model.text_width, generator=rng)
         half = Runner(model, dtype=dtype)(a, b, text)
-        error = (half - Runner(model)(a, b, text)).abs()
-        assert half.dtype == torch.float32 and 0 < error.max() < largest and error.mean() < mean
+        error = 255 * (half - Runner(model)(a, b, text)).abs()
+        assert half.dtype == torch.float32 and 0 < error.max() < largest[name] and error.mean() < mean[name]
 
 
 def test_plain_is_chapter_04_and_takes_masks(model):
