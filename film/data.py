@@ -502,22 +502,44 @@ def defocus_pair(
 def scan_pair(
     image: np.ndarray,        # (H, W) or (H, W, 3), a photograph
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]: # structural and functional, uint8 (H, W)
-    "A pair with the statistics of two scans: a body on black."
+) -> tuple[np.ndarray, np.ndarray]: # structural and functional (or CT), uint8 (H, W)
+    "A pair with the statistics of two scans: scalp, skull and brain on black."
     gray = to_gray(image)
-    H, W = gray.shape
+    (H, W), side = gray.shape, min(gray.shape)
     y, x = np.mgrid[:H, :W].astype(np.float32)
-    half = np.array([H, W]) * rng.uniform(0.3, 0.48, 2)
-    middle = np.array([H, W]) / 2 + rng.uniform(-0.05, 0.05, 2) * (H, W)
-    r = np.hypot((y - middle[0]) / half[0], (x - middle[1]) / half[1]) * (1 + 0.08 * _smooth_field((H, W), min(H, W) // 3, rng))
-    def step(at, width=0.01): return ((at - r) / width).clip(0, 1)  # 1 inside
-    skull, brain = step(1.0) - step(rng.uniform(0.9, 0.96)), step(rng.uniform(0.82, 0.9))
-    tissue = (gray - gray.min()) / max(1e-6, float(np.ptp(gray)))
-    structural = brain * (0.1 + 0.9 * tissue) * rng.uniform(0.6, 1) + skull * rng.uniform(0, 0.5)
-    if rng.random() < 0.5: functional = skull * rng.uniform(0.7, 1) + brain * rng.uniform(0.05, 0.3)                     # like CT
-    else:                                                                                                             # like PET and SPECT
-        uptake = cv2.GaussianBlur(tissue if rng.random() < 0.5 else 1 - tissue, (0, 0), rng.uniform(2, 6)) * (0.6 + 0.4 * _smooth_field((H, W), min(H, W) // 5, rng))
-        functional = brain * uptake * rng.uniform(0.5, 1) / max(1e-6, float((brain * uptake).max()))
+    half, middle = np.array([H, W]) * rng.uniform(0.3, 0.48, 2), np.array([H, W]) * rng.uniform(0.45, 0.55, 2)
+    r = np.hypot((y - middle[0]) / half[0], (x - middle[1]) / half[1]) * (1 + 0.08 * _smooth_field((H, W), side // 3, rng))
+    r = r * (1 + 0.01 * _smooth_field((H, W), side // 12, rng))
+    def inside(at, width=0.01): return ((at - r) / width).clip(0, 1)
+    def blobs(number, radius):  # round spots with soft edges
+        spots = np.zeros((H, W), np.float32)
+        for _ in range(number):
+            angle, distance, size = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.7), rng.uniform(*radius)
+            at = middle + distance * half * (np.sin(angle), np.cos(angle))
+            spots = np.maximum(spots, np.exp(-((y - at[0]) ** 2 + (x - at[1]) ** 2) / (2 * size**2)) * rng.uniform(0.5, 1))
+        return spots
+    scalp, bone = rng.uniform(0.03, 0.1), rng.uniform(0.05, 0.12)
+    brain = 1 - scalp - bone - rng.uniform(0, 0.06)                      # radii; what is left is fluid
+    tissue = cv2.GaussianBlur(gray, (0, 0), rng.uniform(0.3, 1.2))
+    if rng.random() < 0.6: tissue = cv2.bilateralFilter(tissue, 0, 0.15, 5)  # even tissues with clear borders
+    tissue = (tissue - tissue.min()) / max(1e-6, float(np.ptp(tissue)))
+    dark = rng.uniform(0.1, 0.6)
+    structural = inside(brain) * (dark + (1 - dark) * tissue) * rng.uniform(0.6, 1)
+    if rng.random() < 0.6:                                               # else the brain alone, as it is often cut out
+        structural = structural + (inside(1) - inside(1 - scalp)) * rng.uniform(0, 0.8) + (inside(1 - scalp) - inside(1 - scalp - bone)) * rng.uniform(0, 0.15)
+    if rng.random() < 0.4:                                               # CT: bone in two tables, little contrast within, noise, some calcifications
+        table = bone * rng.uniform(0.2, 0.5)
+        bones = inside(1 - scalp) - inside(1 - scalp - bone) - rng.uniform(0, 0.4) * (inside(1 - scalp - table) - inside(1 - scalp - bone + table))
+        level, contrast = rng.uniform(0.05, 0.45), rng.uniform(0, 0.2)
+        soft = level * (1 + contrast * (cv2.GaussianBlur(tissue, (0, 0), rng.uniform(1, 3)) - 0.5)) + rng.uniform(0, 0.03) * cv2.GaussianBlur(rng.standard_normal((H, W), np.float32), (0, 0), 0.7)
+        functional = np.maximum(inside(1 - scalp - bone) * soft, bones.clip(0, 1) * rng.uniform(0.75, 1.1)) + (inside(1) - inside(1 - scalp)) * rng.uniform(0, 1) * level
+        functional = np.maximum(functional, inside(brain) * blobs(rng.integers(5), (0.8, 3)) * rng.uniform(0.6, 1))
+    else:                                                                # PET and SPECT: uptake at the scanner's resolution, its noise as coarse
+        blur = rng.uniform(2, 6)
+        uptake = (tissue if rng.random() < 0.5 else 1 - tissue) * rng.uniform(0.3, 1) + 0.5 * _smooth_field((H, W), side // 5, rng) + 1.5 * blobs(rng.integers(4), (3, 15))
+        uptake = cv2.GaussianBlur(uptake.clip(0) + rng.uniform(0, 0.5) * rng.standard_normal((H, W), np.float32), (0, 0), blur) * inside(brain + 0.03, rng.uniform(0.02, 0.1))
+        functional = (uptake / max(1e-6, float(uptake.max()))).clip(0, 1) ** rng.uniform(0.4, 1) * rng.uniform(0.6, 1)
+        if rng.random() < 0.4: functional = np.interp(functional, (0, 0.4, 0.7, 0.85, 1), (0, 0.35, rng.uniform(0.5, 1), rng.uniform(0.3, 1), rng.uniform(0.4, 1)))  # luma of a rainbow map: not the hottest is brightest
     return tuple(np.rint(255 * scan.clip(0, 1)).astype(np.uint8) for scan in (structural, functional))
 
 # %% ../nbs/03_data.ipynb #8aed6c44
