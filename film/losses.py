@@ -75,8 +75,10 @@ def gradient_loss(
     gain: float = 1.0,      # the stronger edge is wanted so many times as strong; 1 as released, above 1 for more contrast than the sources have
     smooth: float = 0.0,    # with `signed`: the stronger edge is chosen by strengths smoothed with a Gaussian of so many pixels (sigma), so that neighbours choose alike; 0: each pixel for itself
     brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times exp(brighter m**4), m its brightness smoothed alike; 0: strength alone
+    darker: float = 1.0,    # where A is darker than B, so much of the difference is kept: edges are those of B + darker (A - B); 1: all
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
+    if darker != 1: a = a + (1 - darker) * F.relu(b - a)
     if not signed: return (sobel(fused, padding) - gain * torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
     fused, da, db = (derivatives(image, padding) for image in (fused, a, b))
     weight_a, weight_b = (smoothed(edges.abs().sum(1, keepdim=True), smooth) * (brighter * smoothed(image, smooth)**4).exp() for edges, image in ((da, a), (db, b)))
@@ -118,6 +120,7 @@ class LossWeights:
     gain: float = 1.0       # see `gradient_loss`
     smooth: float = 0.0     # see `gradient_loss`
     brighter: float = 0.0   # see `gradient_loss`
+    darker: float = 1.0     # see `gradient_loss`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -132,7 +135,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.darker)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)
