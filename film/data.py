@@ -510,7 +510,7 @@ def scan_pair(
     half, middle = np.array([H, W]) * rng.uniform(0.3, 0.48, 2), np.array([H, W]) * rng.uniform(0.45, 0.55, 2)
     r = np.hypot((y - middle[0]) / half[0], (x - middle[1]) / half[1]) * (1 + 0.08 * _smooth_field((H, W), side // 3, rng))
     r = r * (1 + 0.01 * _smooth_field((H, W), side // 12, rng))
-    def inside(at, width=0.01): return ((at - r) / width).clip(0, 1)
+    def inside(radius, width=0.01): return ((radius - r) / width).clip(0, 1)
     def blobs(number, radius):  # round spots with soft edges
         spots = np.zeros((H, W), np.float32)
         for _ in range(number):
@@ -520,19 +520,20 @@ def scan_pair(
         return spots
     scalp, bone = rng.uniform(0.03, 0.1), rng.uniform(0.05, 0.12)
     brain = 1 - scalp - bone - rng.uniform(0, 0.06)                      # radii; what is left is fluid
+    skin, skull = inside(1) - inside(1 - scalp), inside(1 - scalp) - inside(1 - scalp - bone)
     tissue = cv2.GaussianBlur(gray, (0, 0), rng.uniform(0.3, 1.2))
     if rng.random() < 0.6: tissue = cv2.bilateralFilter(tissue, 0, 0.15, 5)  # even tissues with clear borders
     tissue = (tissue - tissue.min()) / max(1e-6, float(np.ptp(tissue)))
     dark = rng.uniform(0.1, 0.6)
     structural = inside(brain) * (dark + (1 - dark) * tissue) * rng.uniform(0.6, 1)
     if rng.random() < 0.6:                                               # else the brain alone, as it is often cut out
-        structural = structural + (inside(1) - inside(1 - scalp)) * rng.uniform(0, 0.8) + (inside(1 - scalp) - inside(1 - scalp - bone)) * rng.uniform(0, 0.15)
+        structural = structural + skin * rng.uniform(0, 0.8) + skull * rng.uniform(0, 0.15)
     if rng.random() < 0.4:                                               # CT: bone in two tables, little contrast within, noise, some calcifications
         table = bone * rng.uniform(0.2, 0.5)
-        bones = inside(1 - scalp) - inside(1 - scalp - bone) - rng.uniform(0, 0.4) * (inside(1 - scalp - table) - inside(1 - scalp - bone + table))
+        bones = skull - rng.uniform(0, 0.4) * (inside(1 - scalp - table) - inside(1 - scalp - bone + table))
         level, contrast = rng.uniform(0.05, 0.45), rng.uniform(0, 0.2)
         soft = level * (1 + contrast * (cv2.GaussianBlur(tissue, (0, 0), rng.uniform(1, 3)) - 0.5)) + rng.uniform(0, 0.03) * cv2.GaussianBlur(rng.standard_normal((H, W), np.float32), (0, 0), 0.7)
-        functional = np.maximum(inside(1 - scalp - bone) * soft, bones.clip(0, 1) * rng.uniform(0.75, 1.1)) + (inside(1) - inside(1 - scalp)) * rng.uniform(0, 1) * level
+        functional = np.maximum(inside(1 - scalp - bone) * soft, bones.clip(0, 1) * rng.uniform(0.75, 1.1)) + skin * rng.uniform(0, 1) * level
         functional = np.maximum(functional, inside(brain) * blobs(rng.integers(5), (0.8, 3)) * rng.uniform(0.6, 1))
     else:                                                                # PET and SPECT: uptake at the scanner's resolution, its noise as coarse
         blur = rng.uniform(2, 6)
