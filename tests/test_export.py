@@ -177,9 +177,9 @@ def test_command(images, model, capsys):
         assert main(wrong) == 2 and says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dtype, largest, mean", [("bfloat16", dict(smooth=6, random=16), dict(smooth=1, random=1.5)), ("float16", dict(smooth=1.5, random=2.5), dict(smooth=.2, random=.2))])
+@pytest.mark.parametrize("dtype, largest, mean", [("bfloat16", dict(smooth=6, random=10), 1), ("float16", dict(smooth=1.5, random=1.5), .2)])
 def test_half_precision_error(dtype, largest, mean):
-    "In levels of 255, trained weights. Seen with three seeds: up to 4.3 and 0.45 on smooth pictures (chapter 04c), 12.9 and 1.71 on random ones."
+    "In levels of 255, trained weights. Seen with three seeds: up to 3.1 and 0.56 on smooth pictures (chapter 04c), 6.9 and 0.60 on random ones."
     model, rng = load("ivf", "cpu"), torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(60.), torch.arange(80.), indexing="ij")
     smooth = torch.stack([torch.sin(x / 9) * torch.cos(y / 7) / 2 + .5, ((x + y) / 138) ** 2])[:, None, None]
@@ -187,7 +187,7 @@ def test_half_precision_error(dtype, largest, mean):
         text = torch.randn(1, 12, model.text_width, generator=rng)
         half = Runner(model, dtype=dtype)(a, b, text)
         error = 255 * (half - Runner(model)(a, b, text)).abs()
-        assert half.dtype == torch.float32 and 0 < error.max() < largest[name] and error.mean() < mean[name]
+        assert half.dtype == torch.float32 and 0 < error.max() < largest[name] and error.mean() < mean
 
 
 def test_plain_is_chapter_04_and_takes_masks(model):
