@@ -21,9 +21,12 @@ def intensity_loss(
     fused: Tensor, # (B, 1, H, W) in [0, 1]
     a: Tensor,     # like `fused`
     b: Tensor,     # like `fused`
+    clipped: float = 0.0, # a pixel counts exp(-clipped m**4), m = max(A, B); 0: all alike, as released
 ) -> Tensor:       # scalar >= 0
     "mean |F - max(A, B)| (paper, section 3.4): every pixel as bright as in the brighter source."
-    return (fused - torch.maximum(a, b)).abs().mean()
+    brightest = torch.maximum(a, b)
+    difference = (fused - brightest).abs()
+    return (difference * (-clipped * brightest**4).exp() if clipped else difference).mean()
 
 # %% ../nbs/05_losses.ipynb #902c6ea4
 def derivatives(
@@ -121,6 +124,7 @@ class LossWeights:
     smooth: float = 0.0     # see `gradient_loss`
     brighter: float = 0.0   # see `gradient_loss`
     darker: float = 1.0     # see `gradient_loss`
+    clipped: float = 0.0    # see `intensity_loss`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -132,7 +136,7 @@ def fusion_loss(
     "The training loss (paper, section 3.4). A term of weight 0 is not computed."
     if not fused.shape == a.shape == b.shape:
         raise FilmError(f"fused image and sources differ in shape: {tuple(fused.shape)}, {tuple(a.shape)}, {tuple(b.shape)}")
-    terms = {"intensity": intensity_loss(fused, a, b)}
+    terms = {"intensity": intensity_loss(fused, a, b, weights.clipped)}
     total = terms["intensity"]
     if weights.grad:
         terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.darker)

@@ -63,6 +63,7 @@ class TrainSettings:
     smooth: float = setting(0.0, "with `signed`, pixels: which source has the stronger edge is decided by strengths smoothed with a Gaussian of this sigma, so that neighbouring pixels follow the same source (not in the paper)")
     brighter: float = setting(0.0, "with `signed`: for that decision a source's strength counts times exp(brighter m**4), m its brightness, so that where one source is nearly white, a sky by day, a lamp by night, its edges are taken (not in the paper)")
     darker: float = setting(1.0, "where A is darker than B, the gradient loss takes edges of B + darker (A - B) for A's: below 1 what infrared shows cold before bright scenery, sky through leaves, leaves fainter marks (not in the paper)")
+    clipped: float = setting(0.0, "the intensity loss counts a pixel exp(-clipped m**4), m the brighter source's brightness: what is white in a long exposure does not say how bright it was (not in the paper)")
     gain: float = setting(1.0, "the gradient loss wants edges so many times as strong as in the sources: above 1 for more contrast (not in the paper)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
@@ -79,7 +80,7 @@ class TrainSettings:
             if not 0 < getattr(self, name) < float("inf"): raise FilmError(f"{name} must be positive, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("signed", "smooth", "brighter"):
+        for name in ("signed", "smooth", "brighter", "clipped"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
         for name in ("smooth", "brighter"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
