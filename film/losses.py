@@ -18,11 +18,11 @@ from .core import FilmError
 
 # %% ../nbs/05_losses.ipynb #5414ea3d
 def intensity_loss(
-    fused: Tensor, # (B, 1, H, W) in [0, 1]
-    a: Tensor,     # like `fused`
-    b: Tensor,     # like `fused`
+    fused: Tensor,        # (B, 1, H, W) in [0, 1]
+    a: Tensor,            # like `fused`
+    b: Tensor,            # like `fused`
     clipped: float = 0.0, # a pixel counts exp(-clipped m**4), m = max(A, B); 0: all alike, as released
-) -> Tensor:       # scalar >= 0
+) -> Tensor:              # scalar >= 0
     "mean |F - max(A, B)| (paper, section 3.4): every pixel as bright as in the brighter source."
     brightest = torch.maximum(a, b)
     difference = (fused - brightest).abs()
