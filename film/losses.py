@@ -21,12 +21,12 @@ def intensity_loss(
     fused: Tensor,        # (B, 1, H, W) in [0, 1]
     a: Tensor,            # like `fused`
     b: Tensor,            # like `fused`
-    clipped: float = 0.0, # a pixel counts exp(-clipped m**4), m = max(A, B); 0: all alike, as released
+    clipped: float = 0.0, # in 0..1: the wanted brightness is max - clipped max**2 (max - min), so that where one source is white the other one decides; 0: the maximum, as released
 ) -> Tensor:              # scalar >= 0
-    "mean |F - max(A, B)| (paper, section 3.4): every pixel as bright as in the brighter source."
-    brightest = torch.maximum(a, b)
-    difference = (fused - brightest).abs()
-    return (difference * (-clipped * brightest**4).exp() if clipped else difference).mean()
+    "mean |F - max(A, B)| (paper, section 3.4, with clipped 0): every pixel as bright as in the brighter source."
+    wanted = brightest = torch.maximum(a, b)
+    if clipped: wanted = brightest - clipped * brightest**2 * (brightest - torch.minimum(a, b))
+    return (fused - wanted).abs().mean()
 
 # %% ../nbs/05_losses.ipynb #902c6ea4
 def derivatives(

@@ -63,7 +63,7 @@ class TrainSettings:
     smooth: float = setting(0.0, "with `signed`, pixels: which source has the stronger edge is decided by strengths smoothed with a Gaussian of this sigma, so that neighbouring pixels follow the same source (not in the paper)")
     brighter: float = setting(0.0, "with `signed`: for that decision a source's strength counts times exp(brighter m**4), m its brightness, so that where one source is nearly white, a sky by day, a lamp by night, its edges are taken (not in the paper)")
     darker: float = setting(1.0, "where A is darker than B, the gradient loss takes edges of B + darker (A - B) for A's: below 1 what infrared shows cold before bright scenery, sky through leaves, leaves fainter marks (not in the paper)")
-    clipped: float = setting(0.0, "the intensity loss counts a pixel exp(-clipped m**4), m the brighter source's brightness: what is white in a long exposure does not say how bright it was (not in the paper)")
+    clipped: float = setting(0.0, "in 0..1, the intensity loss wants max - clipped max**2 (max - min) instead of the brighter source: where a long exposure is white, the short one decides what is bright (not in the paper)")
     gain: float = setting(1.0, "the gradient loss wants edges so many times as strong as in the sources: above 1 for more contrast (not in the paper)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
@@ -80,11 +80,12 @@ class TrainSettings:
             if not 0 < getattr(self, name) < float("inf"): raise FilmError(f"{name} must be positive, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("signed", "smooth", "brighter", "clipped"):
+        for name in ("signed", "smooth", "brighter"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
         for name in ("smooth", "brighter"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
-        if not 0 <= self.darker <= 1: raise FilmError(f"darker must be in 0..1, found {self.darker}")
+        for name in ("darker", "clipped"):
+            if not 0 <= getattr(self, name) <= 1: raise FilmError(f"{name} must be in 0..1, found {getattr(self, name)}")
         if not 1 <= self.darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {self.darken}")
         if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
 
