@@ -21,7 +21,7 @@ def intensity_loss(
     fused: Tensor,        # (B, 1, H, W) in [0, 1]
     a: Tensor,            # like `fused`
     b: Tensor,            # like `fused`
-    clipped: float = 0.0, # in 0..1: the wanted brightness is max - clipped max**2 (max - min), so that where one source is white the other one decides; 0: the maximum, as released
+    clipped: float = 0.0, # in 0..1: wanted is max - clipped max**2 (max - min), so that where one source is white the other one decides; 0: the maximum, as released
 ) -> Tensor:              # scalar >= 0
     "mean |F - max(A, B)| (paper, section 3.4, with clipped 0): every pixel as bright as in the brighter source."
     wanted = brightest = torch.maximum(a, b)
@@ -115,7 +115,7 @@ def structure_loss(
 # %% ../nbs/05_losses.ipynb #a14d2eb7
 @dataclass(frozen=True)
 class LossWeights:
-    "Weights of the terms beside the intensity term, whose weight is 1, and the gradient term's form. The defaults are those of the released training."
+    "Weights of the terms beside the intensity term, whose weight is 1, and the forms of both. The defaults are those of the released training."
     grad: float = 20.0
     ssim: float = 0.0
     padding: str = "zeros"  # of the gradient term's filter, see `derivatives`
