@@ -24,8 +24,8 @@ def intensity_loss(
     clipped: float = 0.0, # in 0..1: wanted is max - clipped max**2 (max - min), so that where one source is white the other one decides; 0: the maximum, as released
 ) -> Tensor:              # scalar >= 0
     "mean |F - max(A, B)| (paper, section 3.4, with clipped 0): every pixel as bright as in the brighter source."
-    wanted = brightest = torch.maximum(a, b)
-    if clipped: wanted = brightest - clipped * brightest**2 * (brightest - torch.minimum(a, b))
+    wanted = torch.maximum(a, b)
+    if clipped: wanted = wanted - clipped * wanted**2 * (a - b).abs()
     return (fused - wanted).abs().mean()
 
 # %% ../nbs/05_losses.ipynb #902c6ea4
