@@ -58,10 +58,10 @@ def choose_device(
 
 # %% ../nbs/07_fusion.ipynb #ffd3bd68
 def load_weights(
-    weights: str | os.PathLike,  # a folder with config.json and model.safetensors, an authors' .pth file, or a hub id 'owner/name'
+    weights: str | os.PathLike,  # a folder with config.json and model.safetensors, a checkpoint file (an authors' .pth, a training run's checkpoint.pt), or a hub id 'owner/name'
     device: str | None = None,
 ) -> Film:                       # in evaluation mode
-    "A model from a folder, a released checkpoint or the hub; `FilmError` if it is missing, damaged or of another network."
+    "A model from a folder, a checkpoint or the hub; `FilmError` if it is missing, damaged or of another network."
     path = Path(weights)
     if path.is_file(): model = Film.from_authors(path)
     else:

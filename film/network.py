@@ -221,9 +221,9 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
     @classmethod
     def from_authors(
         cls,
-        path: str | Path, # a checkpoint file as the authors released them: a dict with `model`, names prefixed `module.`
+        path: str | Path, # a checkpoint file as the authors released them: a dict with `model`, names prefixed `module.`; or a training run's checkpoint.pt (chapter 06)
     ) -> "Film":
-        "The paper's network with a released checkpoint's weights; text width and depth are read from their shapes. `FilmError` if the file holds code, is damaged or does not fit."
+        "The paper's network with a released checkpoint's weights; text width and depth are read from their shapes, grid and text encoder are the released ones unless the file names others. `FilmError` if the file holds code, is damaged or does not fit."
         try: checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError: raise FilmError(f"{path}: no such file") from None
         except Exception as e:  # torch raises many kinds here: unpickling refused, damaged archive, end of file
@@ -232,8 +232,8 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         state = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
         try:
             depth = max(int(name.split(".")[0].removeprefix("restormerca")) for name in state if name.startswith("restormerca"))
-            model = cls(text_width=state["text_process.conv.weight"].shape[1], depth=depth)
+            model = cls(text_width=state["text_process.conv.weight"].shape[1], depth=depth, **{name: checkpoint[name] for name in ("grid", "text_encoder") if name in checkpoint})
             model.load_state_dict(state)
-        except (KeyError, ValueError, RuntimeError) as e:
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise FilmError(f"{path}: holds no weights of this network ({str(e).splitlines()[0][:120]})") from None
         return model.eval()

@@ -63,6 +63,7 @@ class TrainSettings:
     smooth: float = setting(0.0, "with `signed`, pixels: which source has the stronger edge is decided by strengths smoothed with a Gaussian of this sigma, so that neighbouring pixels follow the same source (not in the paper)")
     brighter: float = setting(0.0, "with `signed`: for that decision a source's strength counts times exp(brighter m**4), m its brightness, so that where one source is nearly white, a sky by day, a lamp by night, its edges are taken (not in the paper)")
     darker: float = setting(1.0, "where A is darker than B, the gradient loss takes edges of B + darker (A - B) for A's: below 1 what infrared shows cold before bright scenery, sky through leaves, leaves fainter marks (not in the paper)")
+    noise: float = setting(0.0, "with `signed`: edges no stronger than about this (of a Sobel filter, smoothed like the choice of source) are taken for a camera's grain and fade, times s**2 / (s**2 + noise**2), where `gain` would sharpen them (not in the paper)")
     clipped: float = setting(0.0, "in 0..1, the intensity loss wants max - clipped max**2 (max - min) instead of the brighter source: where a long exposure is white, the short one decides what is bright (not in the paper)")
     gain: float = setting(1.0, "the gradient loss wants edges so many times as strong as in the sources: above 1 for more contrast (not in the paper)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
@@ -80,9 +81,9 @@ class TrainSettings:
             if not 0 < getattr(self, name) < float("inf"): raise FilmError(f"{name} must be positive, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("signed", "smooth", "brighter"):
+        for name in ("signed", "smooth", "brighter", "noise"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
-        for name in ("smooth", "brighter"):
+        for name in ("smooth", "brighter", "noise"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
         for name in ("darker", "clipped"):
             if not 0 <= getattr(self, name) <= 1: raise FilmError(f"{name} must be in 0..1, found {getattr(self, name)}")
@@ -377,7 +378,7 @@ def train(
     total = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
     def checkpoint(step):
         run.save(dict(model=film.state_dict(), optimizer=optimizer.state_dict(), scaler=accelerator.scaler and accelerator.scaler.state_dict(),
-                      step=step, best=best, text_encoder=made_by, text_width=width))
+                      step=step, best=best, text_encoder=made_by, grid=film.grid))
 
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=start) if main else None
     bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)

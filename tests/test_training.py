@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from film.cli import main
 from film.core import FilmError
 from film.data import find_pairs, pack
+from film.fusion import load_weights
 from film.network import Film
 from film.training import make_settings, text_features, train, training_pairs
 
@@ -80,6 +81,8 @@ def test_ctrl_c_leaves_a_checkpoint(dataset, tmp_path):
     assert process.returncode == 130 and "continue with --resume" in out and "Traceback" not in err
     step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
     assert step == json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"]  # nothing that was done is lost
+    film = load_weights(run / "checkpoint.pt")
+    assert (film.depth, film.grid, film.text_encoder) == (1, (8, 32), "all-MiniLM-L6-v2")
 
 
 def test_loss_that_is_not_finite_names_the_sample(dataset, tmp_path):
