@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from film.cli import main
-from film.core import FilmError
+from film.core import FilmError, read_image, to_gray
 from film.data import find_pairs, pack
 from film.fusion import load_weights
+from film.losses import LossWeights, fusion_loss
 from film.network import Film
 from film.training import make_settings, text_features, train, training_pairs
 
@@ -154,3 +156,16 @@ def test_several_data_sets_without_text_from_weights_with_text(dataset, tmp_path
     assert (film.text_encoder, film.text_width) == ("constant", 1)
     assert not (tmp_path / "none" / "texts").exists()
     with pytest.raises(FilmError, match="no such dataset|Missing"): train(make_settings("quick", **TINY | dict(dataset="Tiny+Missing")), dataset, tmp_path / "bad", device="cpu")
+
+
+def test_the_loss_is_minimised_without_a_network(dataset, tmp_path):
+    "tools/minimise.py: one picture for each pair asked for, with less loss than where it starts."
+    tool = Path(__file__).resolve().parents[1] / "tools" / "minimise.py"
+    form = dict(grad=10.0, padding="replicate", signed=1.0, smooth=2.0, noise=0.05)
+    options = [text for name, value in form.items() for text in (f"--{name}", str(value))]
+    subprocess.run([sys.executable, tool, tmp_path / "out", "--data", dataset, "--dataset", "Tiny", "--only", "p1", "p4", "--steps", "60", *options], check=True, capture_output=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["p1.png", "p4.png"]
+    pair = find_pairs(dataset, "ivf", "Tiny", "train")[1]
+    image, a, b = (torch.from_numpy(to_gray(read_image(path)).astype(np.float32))[None, None] for path in (tmp_path / "out" / "p1.png", pair.a, pair.b))
+    wanted, start = (fusion_loss(fused, a, b, LossWeights(**form))["total"] for fused in (image, torch.maximum(a, b)))
+    assert wanted < 0.7 * start
