@@ -234,6 +234,6 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
             depth = max(int(name.split(".")[0].removeprefix("restormerca")) for name in state if name.startswith("restormerca"))
             model = cls(text_width=state["text_process.conv.weight"].shape[1], depth=depth, **{name: checkpoint[name] for name in ("grid", "text_encoder") if name in checkpoint})
             model.load_state_dict(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        except (LookupError, TypeError, ValueError, RuntimeError) as e:
             raise FilmError(f"{path}: holds no weights of this network ({str(e).splitlines()[0][:120]})") from None
         return model.eval()

@@ -87,6 +87,15 @@ def test_ctrl_c_leaves_a_checkpoint(dataset, tmp_path):
     assert (film.depth, film.grid, film.text_encoder) == (1, (8, 32), "all-MiniLM-L6-v2")
 
 
+def test_a_checkpoint_with_a_wrong_grid_is_refused(tmp_path):
+    state = Film(depth=1, grid=(8, 32), text_width=16).state_dict()
+    for grid in ("wide", (7, 3), (-8, 32), (8,), None):
+        torch.save(dict(model=state, grid=grid), tmp_path / "checkpoint.pt")
+        with pytest.raises(FilmError): load_weights(tmp_path / "checkpoint.pt")
+    torch.save(dict(model=state, grid=(8, 32)), tmp_path / "checkpoint.pt")
+    assert load_weights(tmp_path / "checkpoint.pt").grid == (8, 32)
+
+
 def test_loss_that_is_not_finite_names_the_sample(dataset, tmp_path):
     with pytest.raises(FilmError, match=r"the loss became \S+ at step \d+ .* on p\d, p\d"):
         train(make_settings("quick", **TINY | dict(lr=1e30, warmup=1, clip=None)), dataset, tmp_path / "run", device="cpu")

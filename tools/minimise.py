@@ -1,4 +1,4 @@
-"""Minimises the training loss over pictures themselves, without a network: what a form of the loss (chapter 05) wants, in a minute or two a picture, before hours of training with it.
+"""Minimises the training loss over pictures themselves, without a network: what a form of the loss (chapter 05) wants, in seconds a picture, before an hour of training with it.
 
     python tools/minimise.py outputs/wanted --task ivf --dataset RoadScene --data DATA --grad 10 --signed 1 --smooth 2 --gain 1.5
     film evaluate outputs/wanted --task ivf --dataset RoadScene --split train --data DATA
@@ -45,10 +45,13 @@ def minimise(
 def minimise_all(options: argparse.Namespace):
     "One picture for each pair."
     weights = LossWeights(**{term.name: getattr(options, term.name) for term in fields(LossWeights)})
-    pairs = [pair for pair in find_pairs(options.data, options.task, options.dataset, options.split) if pair.name in (options.only or [pair.name])]
-    for pair in tqdm(pairs, desc="minimising"):
-        a, b = (torch.from_numpy(to_gray(read_image(path)).astype(np.float32))[None, None] for path in (pair.a, pair.b))
-        write_image(options.out / f"{pair.name}.png", np.rint(255 * minimise(a, b, weights)[0, 0].numpy()).astype(np.uint8))
+    pairs = {pair.name: pair for pair in find_pairs(options.data, options.task, options.dataset, options.split)}
+    names = options.only or [*pairs]
+    unknown = set(names) - set(pairs)
+    if unknown: raise FilmError(f"{', '.join(sorted(unknown))}: no such pair in {options.dataset}'s {options.split} list")
+    for name in tqdm(names, desc="minimising"):
+        a, b = (torch.from_numpy(to_gray(read_image(path)).astype(np.float32))[None, None] for path in (pairs[name].a, pairs[name].b))
+        write_image(options.out / f"{name}.png", np.rint(255 * minimise(a, b, weights)[0, 0].numpy()).astype(np.uint8))
 
 
 if __name__ == "__main__":
