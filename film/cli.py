@@ -35,7 +35,7 @@ def add_fuse(p: argparse.ArgumentParser):
     add_dataset(p)
     p.add_argument("--text", action="append", metavar="TEXT", help="a paragraph for both images, or give it twice: A's, B's (default: described automatically)")
     p.add_argument("--text-features", type=Path, metavar="NPY", help="token features instead of text: an .npy file, or for many pairs a folder of <name>.npy")
-    p.add_argument("--weights", metavar="W", help="a folder with model.safetensors, an authors' .pth file, a hub id, or an exported .onnx or .xml file (default: bundled)")
+    p.add_argument("--weights", metavar="W", help="a folder with model.safetensors, a checkpoint file (an authors' .pth, a run's checkpoint.pt), a hub id, or an exported .onnx or .xml file (default: bundled)")
     p.add_argument("--plain", action="store_true", help="the readable form of the network instead of the fastest, to compare with")
     p.add_argument("--backend", metavar="NAME", help="onnx or openvino: fuse in that runtime, exported the first time (default: torch and the native kernels)")
     p.add_argument("--dtype", metavar="NAME", help="bfloat16 or float16: half precision, for GPUs (default: float32)")
@@ -332,7 +332,7 @@ def add_export(p: argparse.ArgumentParser):
     p.add_argument("--onnx", type=Path, metavar="FILE", help="the .onnx file to write")
     p.add_argument("--openvino", type=Path, metavar="FILE", help="the .xml file to write; a .bin is written beside it")
     p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="whose bundled weights (default: ivf)")
-    p.add_argument("--weights", metavar="W", help="other weights: a folder with model.safetensors, an authors' .pth file, or a hub id")
+    p.add_argument("--weights", metavar="W", help="other weights: a folder with model.safetensors, a checkpoint file (an authors' .pth, a run's checkpoint.pt), or a hub id")
 
 # %% ../nbs/09_cli.ipynb #8ed3688c
 def run_export(args) -> int:

@@ -79,7 +79,7 @@ def load_weights(
 # %% ../nbs/07_fusion.ipynb #914d627c
 def get_network(
     task: str | Task,
-    weights = None,            # None: bundled; a `Film`; a folder, an authors' .pth file, a hub id; an exported .onnx or .xml file; or what this function returned
+    weights = None,            # None: bundled; a `Film`; a folder, a checkpoint file, a hub id; an exported .onnx or .xml file; or what this function returned
     device: str | None = None,
     *,
     plain: bool = False,       # see `fuse`
@@ -304,7 +304,7 @@ def fuse(
     *,
     task: str = "ivf",                 # 'ivf', 'mif', 'mef' or 'mff'
     text = None,                       # None: described automatically; one string; two strings (A's, B's); token features (L, D) or the Path of a feature file
-    weights = None,                    # None: bundled; a `Film`; a folder, an authors' .pth file or a hub id; an exported .onnx or .xml file; a network of chapter 04c
+    weights = None,                    # None: bundled; a `Film`; a folder, a checkpoint file or a hub id; an exported .onnx or .xml file; a network of chapter 04c
     device: str | None = None,         # None: CUDA where there is one, else CPU
     method: str = "film",              # 'film', or one of film.baselines.METHODS, which use neither text nor weights
     colour: bool = True,               # False: gray, as the released code saves it and as the paper's tables are measured

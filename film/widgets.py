@@ -63,7 +63,7 @@ class Explorer:
         task: str = "ivf",         # 'ivf', 'mif', 'mef' or 'mff'
         data: str | os.PathLike | None = None, # data root; None: FILM_DATA, else ./data
         dataset: str | None = None, # folder below Image/<TASK>; None: the bundled sample, else the first one
-        weights=None,              # None: bundled; a `Film`; a folder, an authors' .pth file or a hub id
+        weights=None,              # None: bundled; a `Film`; a folder, a checkpoint file or a hub id
         device: str | None = None, # None: CUDA where there is one, else CPU
     ):
         self.task, self.data, self.device, self.weights, self.method = get_task(task), data, device, weights, "film"
@@ -425,7 +425,7 @@ def explore(
     task: str = "ivf",         # 'ivf', 'mif', 'mef' or 'mff'
     data: str | os.PathLike | None = None, # data root; None: FILM_DATA, else ./data
     dataset: str | None = None, # folder below Image/<TASK>; None: the bundled sample, else the first one
-    weights=None,              # None: bundled; a `Film`; a folder, an authors' .pth file or a hub id
+    weights=None,              # None: bundled; a `Film`; a folder, a checkpoint file or a hub id
     device: str | None = None, # None: CUDA where there is one, else CPU
 ) -> Explorer:                 # shows itself as a panel in a notebook
     "A panel in which a person edits the two texts of a pair, fuses again, and sees result, difference and metrics."
