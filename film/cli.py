@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'add_dataset', 'add_fuse', 'run_fuse', 'add_evaluate', 'run_evaluate', 'add_describe', 'run_describe',
-           'add_encode', 'run_encode', 'add_pack', 'run_pack', 'add_generate', 'run_generate', 'add_train', 'run_train',
-           'add_app', 'run_app', 'add_pipeline', 'run_pipeline', 'add_export', 'run_export', 'add_demo', 'run_demo',
-           'add_info', 'info', 'run_info', 'check_writable', 'parse', 'main']
+           'add_encode', 'run_encode', 'add_pack', 'run_pack', 'add_generate', 'run_generate', 'add_settings',
+           'given_settings', 'add_train', 'run_train', 'add_app', 'run_app', 'add_pipeline', 'run_pipeline',
+           'add_export', 'run_export', 'add_demo', 'run_demo', 'add_info', 'info', 'run_info', 'check_writable',
+           'parse', 'main']
 
 # %% ../nbs/09_cli.ipynb #5c2e6017
 import argparse, json, os, sys
@@ -236,14 +237,36 @@ def run_generate(args) -> int:
     print(generate_pairs(args.photographs, args.task, args.dataset, args.data, args.seed, args.views))
     return 0
 
+# %% ../nbs/09_cli.ipynb #c3b9a7e4
+def add_settings(
+    p,                              # a parser or a group of one
+    names: list[str] | None = None, # fields of `film.training.TrainSettings`; None: all
+):
+    "An option for each of these training settings, with its explanation; one that is not given leaves no value behind."
+    from film.training import TrainSettings
+    for name, f in TrainSettings.__dataclass_fields__.items():
+        if names and name not in names: continue
+        option = dict(help=f"{f.metadata['help']} ({f.default})".replace("%", "%%"), default=argparse.SUPPRESS)
+        if isinstance(f.default, bool): option["action"] = argparse.BooleanOptionalAction
+        elif isinstance(f.default, tuple): option |= dict(type=int, nargs=2, metavar=("ROWS", "COLUMNS"))
+        else: option |= dict(type=f.metadata.get("type", type(f.default)), metavar="X")
+        p.add_argument(f"--{name.replace('_', '-')}", **option)
+
+
+def given_settings(
+    args, # what a parser with `add_settings` made
+) -> dict:
+    "The training settings that were given."
+    from film.training import TrainSettings
+    return {name: value for name, value in vars(args).items() if name in TrainSettings.__dataclass_fields__}
+
 # %% ../nbs/09_cli.ipynb #d4e4fa9f
 def add_train(p: argparse.ArgumentParser):
     """train weights
 
     Trains weights from the pairs under ROOT/Image/<TASK>/<DATASET>/. A run lives in its folder; when it was stopped or killed, the same command with --resume goes on
     to the same weights."""
-    from dataclasses import fields
-    from film.training import PRESETS, TrainSettings
+    from film.training import PRESETS
     p.add_argument("--preset", default="quick", choices=PRESETS, help="settings to start from: 'paper' as released, 'quick' for a CPU (default: quick)")
     p.add_argument("--data", metavar="ROOT", help="data root, or a packed file of film pack (default: FILM_DATA, else ./data)")
     p.add_argument("--out", default="outputs/train", help="the run's folder (default: outputs/train)")
@@ -254,19 +277,13 @@ def add_train(p: argparse.ArgumentParser):
         p.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{words} (default: {default})")
     p.add_argument("--stop-at", type=int, metavar="N", help="stop at this step as Ctrl-C would, to go on another time with --resume")
     group = p.add_argument_group("settings", "fields of the settings, to change a preset; in brackets the value of 'paper'")
-    for f in fields(TrainSettings):
-        option = dict(help=f"{f.metadata['help']} ({f.default})".replace("%", "%%"), default=argparse.SUPPRESS)
-        if isinstance(f.default, bool): option["action"] = argparse.BooleanOptionalAction
-        elif isinstance(f.default, tuple): option |= dict(type=int, nargs=2, metavar=("ROWS", "COLUMNS"))
-        else: option |= dict(type=f.metadata.get("type", type(f.default)), metavar="X")
-        group.add_argument(f"--{f.name.replace('_', '-')}", **option)
+    add_settings(group)
 
 # %% ../nbs/09_cli.ipynb #af9e559c
 def run_train(args) -> int:
     "`film train`"
-    from film.training import TrainSettings, make_settings, train
-    changes = {name: value for name, value in vars(args).items() if name in TrainSettings.__dataclass_fields__}
-    weights = train(make_settings(args.preset, **changes), args.data, args.out, resume=args.resume, device=args.device, workers=args.workers,
+    from film.training import make_settings, train
+    weights = train(make_settings(args.preset, **given_settings(args)), args.data, args.out, resume=args.resume, device=args.device, workers=args.workers,
                     log_every=args.log_every, picture_every=args.picture_every, checkpoint_every=args.checkpoint_every, validate_every=args.validate_every, stop_at=args.stop_at)
     if weights is None: return 130  # stopped by a signal, as shells report it
     print(weights)

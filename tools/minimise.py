@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from film.cli import add_settings, given_settings
 from film.core import FilmError, read_image, to_gray, write_image
-from film.data import find_pairs
 from film.losses import LossWeights, fusion_loss
-from film.training import TrainSettings
+from film.training import make_settings, training_pairs
 
 
 def minimise(
@@ -44,25 +44,23 @@ def minimise(
 
 def minimise_all(options: argparse.Namespace):
     "One picture for each pair."
-    weights = LossWeights(**{term.name: getattr(options, term.name) for term in fields(LossWeights)})
-    pairs = {pair.name: pair for pair in find_pairs(options.data, options.task, options.dataset, options.split)}
+    settings = make_settings("paper", **given_settings(options))
+    pairs = {pair.name: pair for pair in training_pairs(options.data, settings)}
     names = options.only or [*pairs]
     unknown = set(names) - set(pairs)
-    if unknown: raise FilmError(f"{', '.join(sorted(unknown))}: no such pair in {options.dataset}'s {options.split} list")
+    if unknown: raise FilmError(f"{', '.join(sorted(unknown))}: no such pair in {settings.dataset}'s {settings.split} list")
     for name in tqdm(names, desc="minimising"):
         a, b = (torch.from_numpy(to_gray(read_image(path)).astype(np.float32))[None, None] for path in (pairs[name].a, pairs[name].b))
-        write_image(options.out / f"{name}.png", np.rint(255 * minimise(a, b, weights)[0, 0].numpy()).astype(np.uint8))
+        write_image(options.out / f"{name}.png", np.rint(255 * minimise(a, b, settings.weights, options.steps)[0, 0].numpy()).astype(np.uint8))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the pictures")
-    for name, default in dict(task="ivf", dataset="RoadScene", split="train").items(): parser.add_argument(f"--{name}", default=default, help=f"default {default}")
-    parser.add_argument("--data", help="data root, default FILM_DATA or ./data")
+    parser.add_argument("--data", metavar="ROOT", help="data root (default: FILM_DATA, else ./data)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these pairs only")
-    parser.add_argument("--steps", type=int, default=200, help="default 200")
-    for term in fields(LossWeights):
-        meaning = TrainSettings.__dataclass_fields__[term.name].metadata["help"].replace("%", "%%")
-        parser.add_argument(f"--{term.name}", type=type(term.default), default=term.default, help=f"{meaning}; default {term.default}")
+    parser.add_argument("--steps", type=int, default=200, metavar="N", help="of Adam (default: 200)")
+    group = parser.add_argument_group("settings", "as film train has them; in brackets what they are by default")
+    add_settings(group, ["task", "dataset", "split", *(term.name for term in fields(LossWeights))])
     try: minimise_all(parser.parse_args())
     except FilmError as error: sys.exit(f"minimise: {error}")
