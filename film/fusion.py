@@ -9,11 +9,10 @@ __all__ = ['WEIGHTS_FOLDER', 'BUNDLED', 'DESCRIBED_SIDE', 'CHROMA_MARGIN', 'AHEA
            'check_method', 'fuse', 'Summary', 'fuse_stream', 'fuse_in_processes', 'fuse_pairs']
 
 # %% ../nbs/07_fusion.ipynb #8a7b90be
-import io, multiprocessing, os, signal, threading
+import multiprocessing, os, signal, threading
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -58,23 +57,11 @@ def choose_device(
 
 # %% ../nbs/07_fusion.ipynb #ffd3bd68
 def load_weights(
-    weights: str | os.PathLike,  # a folder with config.json and model.safetensors, a checkpoint file (an authors' .pth, a training run's checkpoint.pt), or a hub id 'owner/name'
+    weights: str | os.PathLike,  # see `Film.from_weights`
     device: str | None = None,
 ) -> Film:                       # in evaluation mode
-    "A model from a folder, a checkpoint or the hub; `FilmError` if it is missing, damaged or of another network."
-    path = Path(weights)
-    if path.is_file(): model = Film.from_authors(path)
-    else:
-        if path.is_dir() and not (path / "model.safetensors").is_file(): raise FilmError(f"{path}: holds no model.safetensors")
-        if not path.is_dir() and str(weights).count("/") != 1: raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
-        try:
-            with redirect_stdout(io.StringIO()): model = Film.from_pretrained(str(weights))  # the hub library prints on standard output
-        except FilmError: raise
-        except Exception as e:  # hub, safetensors and torch each raise their own
-            raise FilmError(f"{weights}: weights cannot be loaded ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]})") from None
-    bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if bad: raise FilmError(f"{weights}: weights contain NaN or infinite values ({bad[0]})")
-    return model.to(choose_device(device)).eval()
+    "A model from a folder, a checkpoint or the hub, on that device."
+    return Film.from_weights(weights).to(choose_device(device))
 
 # %% ../nbs/07_fusion.ipynb #914d627c
 def get_network(

@@ -7,6 +7,8 @@ __all__ = ['TOKEN_WIDTH', 'LayerNorm', 'ChannelAttention', 'GatedFeedForward', '
            'CrossAttention', 'TextGuidedStage', 'TextProcess', 'Film']
 
 # %% ../nbs/04_fusion_network.ipynb #69f68121
+import io, os
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -236,4 +238,23 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
             model.load_state_dict(state)
         except (LookupError, TypeError, ValueError, RuntimeError) as e:
             raise FilmError(f"{path}: holds no weights of this network ({str(e).splitlines()[0][:120]})") from None
+        return model.eval()
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: str | os.PathLike, # a folder with config.json and model.safetensors, a checkpoint file (an authors' .pth, a training run's checkpoint.pt), or a hub id 'owner/name'
+    ) -> "Film":                    # in evaluation mode
+        "A model from wherever its weights lie; `FilmError` if they are missing, damaged or of another network."
+        path = Path(weights)
+        if path.is_file(): model = cls.from_authors(path)
+        else:
+            if path.is_dir() and not (path / "model.safetensors").is_file(): raise FilmError(f"{path}: holds no model.safetensors")
+            if not path.is_dir() and str(weights).count("/") != 1: raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
+            try:
+                with redirect_stdout(io.StringIO()): model = cls.from_pretrained(str(weights))  # the hub library prints on standard output
+            except Exception as e:  # hub, safetensors and torch each raise their own, a wrong grid FilmError
+                raise FilmError(f"{weights}: weights cannot be loaded ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]})") from None
+        bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+        if bad: raise FilmError(f"{weights}: weights contain NaN or infinite values ({bad[0]})")
         return model.eval()

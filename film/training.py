@@ -297,7 +297,7 @@ def start_weights(
 ) -> dict[str, Tensor]:
     "Weights to go on from; `FilmError` if they are missing or of another shape. Where text tokens have another width, the layer that takes them in keeps its initial weights."
     if not Path(path).exists(): raise FilmError(f"start {path!r} is neither 'default' nor 'pass-through' nor a file or folder of weights")
-    found = Film.from_pretrained(path) if Path(path).is_dir() else Film.from_authors(path)
+    found = Film.from_weights(path)
     if found.depth != film.depth: raise FilmError(f"{path}: weights of depth {found.depth} do not fit a network of depth {film.depth}")
     new_text = film.text_process.state_dict(prefix="text_process.") if found.text_width != film.text_width else {}
     return found.state_dict() | new_text

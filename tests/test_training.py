@@ -165,6 +165,8 @@ def test_several_data_sets_without_text_from_weights_with_text(dataset, tmp_path
     assert (film.text_encoder, film.text_width) == ("constant", 1)
     assert not (tmp_path / "none" / "texts").exists()
     with pytest.raises(FilmError, match="no such dataset|Missing"): train(make_settings("quick", **TINY | dict(dataset="Tiny+Missing")), dataset, tmp_path / "bad", device="cpu")
+    (with_text / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(FilmError, match=f"{with_text}: weights cannot be loaded"): train(make_settings("quick", **TINY | dict(start=str(with_text))), dataset, tmp_path / "bad", device="cpu")
 
 
 def test_the_loss_is_minimised_without_a_network(dataset, tmp_path):
