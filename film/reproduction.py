@@ -68,7 +68,7 @@ def reproduce(
     for task, name in there:
         result = reproduce_one(task, name, root, out, device)
         print(f"\n{name}\n{paper_table(result, name, [pair for pair in result.pairs])}\n", flush=True)
-        facts[name] = dict(task=task.name, pairs=len(result.common()), image_set=image_set(name, result.common())[1],
+        facts[name] = dict(task=task.name, pairs=len(result.common()), image_set=image_set(name, result.common())[1], images=result.common(),
                            weights=checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors"),
                            paper=dict(zip(PAPER_METRICS, PAPER[name])), means={row.method: row.mean for row in leaderboard(result)})
     report = dict(film=version("film-fusion"), torch=version("torch"), command="film evaluate --paper", datasets=facts)
