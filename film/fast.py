@@ -149,7 +149,7 @@ def folded_attention(
 ) -> Tensor:              # (C, C), float32
     "MDTA of the values as one matrix: its output projection times its attention."
     C, heads = attention.project_out.in_channels, attention.heads
-    products, norms = sums[:-2 * C].view(heads, C // heads, -1), (sums[-2 * C:] ** .5).clamp(min=1e-12).view(2, heads, -1)
+    products, norms = sums[:-2 * C].view(heads, C // heads, -1), (sums[-2 * C:].clamp(min=1e-24) ** .5).view(2, heads, -1)  # clamped first: the root of 0 has no derivative
     cosine = products / (norms[0][:, :, None] * norms[1][:, None])
     # softmax, exp, sqrt and products of matrices wake torch's threads, which then wait for more in a busy loop, on the cores that the kernels need; these operations do not
     score = cosine * attention.temperature.double() / math.log(2)

@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import numpy as np
 import tifffile
 
-from .core import FilmError, atomic_write, check_image, read_image, write_image
+from .core import FilmError, atomic_write, check_image, plain_tiff, quiet_decoders, read_image, write_image
 
 # %% ../nbs/00b_large_images.ipynb #6a9f92dc
 def parse_bytes(
@@ -112,21 +112,18 @@ def read_large(
     if room.limit is None: return read_image(path)
     image = None
     if Path(path).suffix.lower() in (".tif", ".tiff") and Path(path).is_file():
-        try: image = _read_segments(path, room)
+        try:
+            with quiet_decoders(): image = _read_segments(path, room)
         except FilmError: raise
         except Exception: pass  # tifffile raises many kinds where a file is damaged or of a kind it cannot decode: OpenCV may, or says what is wrong
     return room.keep(read_image(path)) if image is None else check_image(image, str(path))
 
 
 def _read_segments(path: str | os.PathLike, room: Room) -> np.ndarray | None:
-    "The first picture of a TIFF file; None where it is not plain gray or RGB, 8 or 16 bit or float, in natural order."
+    "The first picture of a TIFF file; None where it is not plain (`plain_tiff`) or its colours are separate planes."
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
-        orientation = page.tags.get("Orientation")
-        plain = (page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and page.dtype in (np.uint8, np.uint16, np.float32) and page.imagedepth == 1
-                 and page.samplesperpixel in (1, 3, 4) and (page.samplesperpixel == 1 or page.planarconfig == tifffile.PLANARCONFIG.CONTIG)
-                 and (orientation is None or orientation.value == 1) and page.bitspersample == 8 * page.dtype.itemsize)
-        if not plain: return None
+        if not plain_tiff(page) or page.planarconfig == tifffile.PLANARCONFIG.SEPARATE: return None
         channels = min(page.samplesperpixel, 3)
         image = room.empty((page.imagelength, page.imagewidth, channels), page.dtype)
         for data, (_, _, y, x, _), (_, height, width, _) in page.segments(maxworkers=1, buffersize=1 << 22):

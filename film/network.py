@@ -217,8 +217,8 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 1: raise FilmError(f"images must both be (B, 1, H, W), got {tuple(a.shape)} and {tuple(b.shape)}")
         if text.ndim != 3 or text.shape[0] != a.shape[0] or text.shape[1] == 0 or text.shape[2] != self.text_width:
             raise FilmError(f"text features of shape {tuple(text.shape)} do not fit: (batch {a.shape[0]}, tokens >= 1, width {self.text_width}) is needed")
-        if text_mask is not None and (text_mask.shape != text.shape[:2] or not text_mask.any(1).all()):
-            raise FilmError(f"text_mask of shape {tuple(text_mask.shape)} must be (B, L) with at least one real token an item")
+        if text_mask is not None and (text_mask.dtype != torch.bool or text_mask.shape != text.shape[:2] or not text_mask.any(1).all()):
+            raise FilmError(f"text_mask of shape {tuple(text_mask.shape)}, {text_mask.dtype}, must be (B, L), bool, with at least one real token an item")
 
     @classmethod
     def from_authors(

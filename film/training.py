@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'setting', 'TrainSettings', 'make_settings', 'learning_rate', 'pass_through', 'training_pairs', 'held_out',
-           'text_features', 'Run', 'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch', 'fuse_item',
-           'validate', 'parameter_groups', 'start_weights', 'save_weights', 'train']
+           'text_features', 'data_digest', 'Run', 'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch',
+           'fuse_item', 'validate', 'parameter_groups', 'start_weights', 'save_weights', 'train']
 
 # %% ../nbs/06_training.ipynb #dbbba287
-import copy, json, math, shutil, signal, tempfile, threading
+import copy, hashlib, json, math, shutil, signal, tempfile, threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ class TrainSettings:
     task: str = setting("ivf", "'ivf', 'mif', 'mef' or 'mff'")
     dataset: str = setting("RoadScene", "folder under Image/<TASK>/; several with + between them")
     split: str = setting("train", "split list that names the pairs")
-    validation: int = setting(0, "pairs of that list held out, drawn by the seed; their mean loss is logged, and the weights with the lowest are kept")
+    validation: int = setting(0, "pairs of that list held out, drawn by the seed; their mean loss, at 288x384 in either mode so that runs compare, is logged, and the weights with the lowest are kept")
     encoder: str = setting("minilm", "text encoder for pairs without a feature file; 'constant': train without text")
     mode: str = setting("paper", "'paper': whole images at 288x384; 'crop': random windows of the image's own pixels")
     crop: tuple[int, int] = setting((128, 128), "mode 'crop': rows, columns")
@@ -81,14 +81,16 @@ class TrainSettings:
             if not 0 < getattr(self, name) < float("inf"): raise FilmError(f"{name} must be positive, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("signed", "smooth", "brighter", "noise"):
+        for name in ("validation", "text_lr", "warmup", "grad", "ssim", "signed", "smooth", "brighter", "noise", "seed"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
         for name in ("smooth", "brighter", "noise"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
         for name in ("darker", "clipped"):
             if not 0 <= getattr(self, name) <= 1: raise FilmError(f"{name} must be in 0..1, found {getattr(self, name)}")
         if not 1 <= self.darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {self.darken}")
-        if self.max_steps is not None and self.max_steps < 1: raise FilmError(f"max_steps must be at least 1, found {self.max_steps}")
+        for name in ("max_steps", "max_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1: raise FilmError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.clip is not None and not self.clip > 0: raise FilmError(f"clip must be positive, found {self.clip}")
 
     @property
     def weights(self) -> LossWeights: return LossWeights(**{term.name: getattr(self, term.name) for term in fields(LossWeights)})
@@ -174,6 +176,19 @@ def text_features(
         features[pair.name], made_by = feature[0], facts["encoder"]
     return features, made_by
 
+# %% ../nbs/06_training.ipynb #8d41f6b7
+def data_digest(
+    packed: Path | None,                # packed file, or
+    pairs: list[Pair] | None,           # pairs, and
+    texts: dict[str, np.ndarray] | None, # their token features
+) -> str:
+    "SHA-256 of all that a run reads, so that it is not resumed on something else."
+    digest = hashlib.sha256()
+    for path in [packed] if packed else [path for pair in pairs for path in (pair.a, pair.b)]:
+        with open(path, "rb") as file: digest.update(hashlib.file_digest(file, "sha256").digest())
+    for pair in () if packed else pairs: digest.update(pair.name.encode() + texts[pair.name].tobytes())
+    return digest.hexdigest()
+
 # %% ../nbs/06_training.ipynb #63a9467f
 class Run:
     "The folder of a training run: settings, checkpoint, log."
@@ -226,13 +241,13 @@ def stop_on_signal():
 def deterministic(device: torch.device):
     "On the CPU, sums that several threads would otherwise add up in any order are added in one order, so that a run can be repeated to the bit."
     if device.type != "cpu": yield; return
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
     try: yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = before[2]
 
 # %% ../nbs/06_training.ipynb #e2705521
 class LossModule(nn.Module):
@@ -270,7 +285,7 @@ def fuse_item(
 # %% ../nbs/06_training.ipynb #3f4206b8
 def validate(
     film: Film,
-    data: FusionDataset, # whole images
+    data: FusionDataset, # of mode 'paper'
     weights: LossWeights,
 ) -> float:              # mean total loss
     "Mean loss over held-out pairs."
@@ -322,7 +337,7 @@ def train(
     out: str | Path = "outputs/train", # the run's folder
     *,
     resume: bool = False,            # continue the run in `out` (or start it, if there is none)
-    device: str | None = None,       # 'cpu', 'cuda', ...; None: what accelerate finds
+    device: str | None = None,       # 'cpu' or 'cuda'; None: what accelerate finds
     workers: int = 0,                # processes that load data; decoded images stay in memory, so 0 is usually best
     log_every: int = 10,             # steps
     picture_every: int = 200,        # steps; the first pair fused, to look at
@@ -333,10 +348,13 @@ def train(
     "Trains a `Film` and writes its weights: the last ones, or, where the settings hold pairs out, those that fitted these best. A loss that is not finite stops the run with the names of the samples."
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from torch.utils.tensorboard import SummaryWriter
     except ImportError: raise FilmError("training needs more packages: pip install 'film-fusion[train]'") from None
     fast.keep_memory()
-    if device not in (None, "cpu") and not torch.cuda.is_available(): raise FilmError(f"device {device} is not available here; use cpu")
+    if device not in (None, "cpu", "cuda"): raise FilmError(f"device {device!r}: choose cpu or cuda; which GPU, says CUDA_VISIBLE_DEVICES")
+    if device == "cuda" and not torch.cuda.is_available(): raise FilmError("device cuda is not available here; use cpu")
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): AcceleratorState._reset_state(True)  # else a second run in this process has the first one's device and precision
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
 
@@ -365,8 +383,9 @@ def train(
     elif settings.start != "default": film.load_state_dict(start_weights(settings.start, film))
     optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
     state = run.load() if main or resume else None
-    start, best = 0, None
+    start, best, digest = 0, None, data_digest(packed, pairs, texts)
     if state:
+        if state.get("data", digest) != digest: raise FilmError(f"{out}: the run was started on other images or texts; resume with the same or choose another folder")
         film.load_state_dict(state["model"]); start, best = state["step"], state.get("best")
     module = LossModule(film, settings)
     module, optimizer = accelerator.prepare(module, optimizer)
@@ -378,7 +397,7 @@ def train(
     total = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
     def checkpoint(step):
         run.save(dict(model=film.state_dict(), optimizer=optimizer.state_dict(), scaler=accelerator.scaler and accelerator.scaler.state_dict(),
-                      step=step, best=best, text_encoder=made_by, grid=film.grid))
+                      step=step, best=best, data=digest, text_encoder=made_by, grid=film.grid))
 
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=start) if main else None
     bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)
@@ -386,6 +405,7 @@ def train(
     with stop_on_signal() as stopped, deterministic(accelerator.device):
         for epoch in range(start // steps_per_epoch, settings.epochs):
             data.set_epoch(epoch)
+            last = min((epoch + 1) * steps_per_epoch, total)  # step at which the epoch ends
             batches = batches_of_epoch(len(data), settings.batch_size, settings.seed, epoch)[rank::world][:steps_per_epoch]
             loader = DataLoader(data, batch_sampler=batches[step - epoch * steps_per_epoch:], collate_fn=collate, num_workers=workers)
             for batch in loader:
@@ -414,14 +434,15 @@ def train(
                     picture = contact_sheet([[shown["a"][0].numpy(), shown["b"][0].numpy(), fuse_item(film, shown)]], [["A", "B", f"fused, step {step}"]])
                     write_image(run.folder / "pictures" / f"step_{step:06d}.png", picture)
                     writer.add_image("fused", picture, step, dataformats="HWC")
-                if step % checkpoint_every == 0: checkpoint(step)
-            if step == stop_at or stopped(): break
-            if main and validation and ((epoch + 1) % validate_every == 0 or step >= total):
+                if step % checkpoint_every == 0 and step < last: checkpoint(step)
+            if step < last: break  # stopped
+            if main and validation and step > start and ((epoch + 1) % validate_every == 0 or step >= total):
                 loss = validate(film, validation, settings.weights)
                 run.log(step=step, epoch=epoch, validation=loss)
                 writer.add_scalar("loss/validation", loss, step)
                 if best is None or loss < best["loss"]: best = dict(loss=loss, step=step, model=copy.deepcopy(film.state_dict()))
-            if step >= total: break
+            if main and step % checkpoint_every == 0: checkpoint(step)  # not before: it holds the best weights
+            if step >= total or step == stop_at or stopped(): break
     bar.close()
     if main:
         writer.close()

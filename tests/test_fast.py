@@ -302,10 +302,24 @@ def test_checkpoint():
     for g, h in zip(once[1], again[1]): assert (g - h).norm() <= 1e-5 * h.norm() + 1e-9
 
 
+@needs_kernels
+def test_gradients_of_black_images():
+    "Initial weights make features of nothing from nothing, whose norm has no derivative at 0."
+    torch.manual_seed(0)
+    model = Film(text_width=16, grid=(20, 24), depth=1)
+    a, b, text, _ = random_inputs(7, 1, 32, 40, 3, False)
+    for form in (fast.forward_differentiable, fast.forward_torch):
+        _, got = gradients(form, model, a * 0, b * 0, text, None, a)
+        _, plain = gradients(Film.forward, model, a * 0, b * 0, text, None, a)
+        for x, y in zip(got, plain): assert (x - y).abs().max() <= 1e-4 * y.abs().max() + 1e-6  # False for NaN
+
+
 @pytest.mark.parametrize("form", [fast.forward, fast.forward_torch, fast.forward_native, fast.forward_differentiable])
 def test_bad_input(form):
-    a, b, text, _ = random_inputs(6, 1, 20, 20, 3, False)
-    with torch.no_grad(), pytest.raises(FilmError): form(MODELS[(20, 24), 1], a, b[..., :-1], text)
+    a, b, text, mask = random_inputs(6, 1, 20, 20, 3, True)
+    with torch.no_grad():
+        with pytest.raises(FilmError): form(MODELS[(20, 24), 1], a, b[..., :-1], text)
+        with pytest.raises(FilmError, match="int64, must be .* bool"): form(MODELS[(20, 24), 1], a, b, text, mask.long())  # a tokenizer's
 
 
 def test_missing_kernels(monkeypatch):

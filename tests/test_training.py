@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from film.cli import main
-from film.core import FilmError, read_image, to_gray
+from film.core import FilmError, read_image, to_gray, write_image
 from film.data import find_pairs, pack
 from film.fusion import load_weights
 from film.losses import LossWeights, fusion_loss
 from film.network import Film
-from film.training import make_settings, text_features, train, training_pairs
+from film.training import Run, make_settings, text_features, train, training_pairs
 
 TINY = dict(dataset="Tiny", depth=1, grid=(8, 32), crop=(32, 32), max_steps=30, epochs=99, lr=1e-3, batch_size=2)
 
@@ -117,6 +117,19 @@ def test_a_run_is_not_overwritten_or_changed(dataset, tmp_path, capsys):
     assert "Nowhere" in capsys.readouterr().err
 
 
+def test_a_run_is_not_resumed_on_other_images(dataset, tmp_path):
+    settings = make_settings("quick", **TINY | dict(max_steps=4))
+    assert train(settings, dataset, tmp_path / "run", device="cpu", stop_at=2) is None
+    path = find_pairs(dataset, "ivf", "Tiny", "train")[0].a
+    write_image(path, 255 - read_image(path))
+    with pytest.raises(FilmError, match="other images or texts"): train(settings, dataset, tmp_path / "run", resume=True, device="cpu")
+
+
+def test_runs_of_one_process_do_not_know_each_other(dataset, tmp_path):
+    for precision in ("no", "bf16"): assert train(make_settings("quick", **TINY | dict(max_steps=2, mixed_precision=precision)), dataset, tmp_path / precision, device="cpu")
+    with pytest.raises(FilmError, match="CUDA_VISIBLE_DEVICES"): train(make_settings("quick", **TINY), dataset, tmp_path / "one", device="cuda:1")
+
+
 def test_every_form_of_the_network_trains_alike(dataset, tmp_path):
     weights = []
     for form in ("fast", "plain", "checkpointing"):
@@ -132,11 +145,20 @@ def test_validation_pairs_are_held_out(dataset, tmp_path):
     assert all(np.isfinite(line["validation"]) for line in lines if "validation" in line)
 
 
-def test_the_best_weights_by_validation_are_kept(dataset, tmp_path):
-    "Even where the run is stopped after its best step and resumed. The learning rate is far too high, so that the last step is not the best."
+@pytest.mark.parametrize("how, step", [("stopped", 7), ("stopped", 4), ("stopped", 2), ("killed", 4), ("killed", 2)])  # an epoch has two steps
+def test_the_best_weights_by_validation_are_kept(dataset, tmp_path, monkeypatch, how, step):
+    "Even where the run is stopped after its best step, or at it, and resumed. The learning rate is far too high, so that the last step is not the best."
     settings = make_settings("quick", **TINY | dict(max_steps=8, validation=2, schedule="step", lr=0.05))
     def run(name, **options): return train(settings, dataset, tmp_path / name, device="cpu", validate_every=1, **options)
-    run("run", stop_at=7)
+    if how == "killed":  # after the step's validation, before the checkpoint that is due then
+        def log(self, **values):
+            logged(self, **values)
+            if "validation" in values and values["step"] == step: raise SystemExit
+        logged = Run.log
+        monkeypatch.setattr(Run, "log", log)
+        with pytest.raises(SystemExit): run("run", checkpoint_every=2)
+        monkeypatch.undo()
+    else: run("run", stop_at=step)
     kept = load_file(run("run", resume=True) / "model.safetensors")
     losses = {line["step"]: line["validation"] for line in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if "validation" in line}
     best = min(losses, key=losses.get)
