@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PAPER_SIZE', 'GENERATORS', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs', 'check_pairs',
-           'resize_paper', 'random_crop', 'random_flip', 'random_darken', 'token_subset', 'FusionDataset', 'collate',
-           'pack', 'opening_mask', 'exposure_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
+           'files_digest', 'pairs_digest', 'resize_paper', 'random_crop', 'random_flip', 'random_darken',
+           'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask', 'exposure_pair', 'near_mask',
+           'defocus_pair', 'scan_pair', 'generate_pairs']
 
 # %% ../nbs/03_data.ipynb #27751f66
-import json, os, zlib
+import hashlib, json, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
+from typing import Iterable, Mapping
 
 import cv2
 import numpy as np
@@ -138,6 +139,25 @@ def check_pairs(
         more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
         raise FilmError("\n  ".join([f"{bad} of {len(pairs)} pairs cannot be used:", *lines[:limit], *more]))
     return pairs
+
+# %% ../nbs/03_data.ipynb #4de6a913
+def files_digest(
+    paths: Iterable[str | os.PathLike],
+) -> str: # 64 hexadecimal digits
+    "SHA-256 of the files' contents and names, in this order; a file that cannot be read counts by its name alone."
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        try:
+            with path.open("rb") as file: content = hashlib.file_digest(file, "sha256").digest()
+        except OSError: content = b""
+        digest.update(path.name.encode() + b"\0" + content)
+    return digest.hexdigest()
+
+def pairs_digest(
+    pairs: list[Pair],
+) -> str: # 64 hexadecimal digits
+    "SHA-256 of both images and the text features of every pair."
+    return files_digest(path for pair in pairs for path in (pair.a, pair.b, *((pair.text,) if pair.text else ())))
 
 # %% ../nbs/03_data.ipynb #bdb72b11
 PAPER_SIZE = (288, 384)  # height, width: the paper's training size and the network's text grid
@@ -551,8 +571,8 @@ def generate_pairs(
     task: str | Task,                      # 'mef', 'mff' or 'mif'
     dataset: str,                          # name of the data set to make
     root: str | os.PathLike | None = None, # data root to write it in, see `data_root`
-    seed: int = 0,                         # with the photograph's name it decides all randomness
-    views: bool = False,                   # multi-exposure: one of the photographs, drawn at random, is seen through openings of each, see `exposure_pair`
+    seed: int = 0,                         # with the photograph's name it decides all randomness; with views, the other photographs do too
+    views: bool = False,                   # multi-exposure: one of the photographs, drawn at random (rarely the same), is seen through openings of each, see `exposure_pair`
 ) -> Path:                                 # the data set's folder, with train.txt
     "Makes a training set from photographs: Image/<TASK>/<dataset>/<modality>/<name>.png and train.txt. A run that was stopped goes on; photographs that cannot be read, or whose view cannot, are passed over and said."
     task, root = get_task(task), data_root(root)
@@ -560,8 +580,8 @@ def generate_pairs(
     folder, images = root/"Image"/task.folder/dataset, list_images(photographs)
     if not images: raise FilmError(f"{photographs}: holds no images")
     if views and task.name != "mef": raise FilmError(f"only multi-exposure pairs have views, not {task.name}")
-    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed) | (dict(views=True) if views else {})
-    if folder.exists() and (not marks.is_file() or json.loads(marks.read_text()) != mark): raise FilmError(f"{folder}: holds a data set of another kind or seed, or with other views; choose another name")
+    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed, photographs=files_digest(path for path, *_ in images.values())) | (dict(views=True) if views else {})
+    if folder.exists() and (not marks.is_file() or json.loads(marks.read_text()) != mark): raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, or with other views; choose another name")
     with atomic_write(marks) as temporary: temporary.write_text(json.dumps(mark) + "\n")
     names, paths = [], [path for path, *_ in images.values()]
     for name, (path, *_) in tqdm(images.items(), desc=f"{task.name} pairs", disable=None):

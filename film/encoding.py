@@ -8,7 +8,7 @@ __all__ = ['ENCODERS', 'ENCODER_IDS', 'AUTHORS_ENCODER', 'TextEncoder', 'minilm_
            'write_features', 'read_features']
 
 # %% ../nbs/02_blip2_encoding.ipynb #4ba249c2
-import json, os, warnings
+import json, os, re, warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -144,8 +144,13 @@ class ConstantEncoder:
         return [np.ones((1, 1), np.float32) for _ in check_texts(texts)]
 
 # %% ../nbs/02_blip2_encoding.ipynb #0d77655e
+def _own_id(kind: str, folder: str | os.PathLike) -> str:
+    "The id of other weights, by which `get_encoder` finds them again: kind and hub id, or kind, folder and a hash of its configuration and sizes."
+    from film.components import model_id
+    return f"{kind}:{Path(folder).resolve()}@{model_id(str(folder)).rpartition('@')[2]}" if Path(folder).exists() else f"{kind}:{folder}"
+
 ENCODERS = {
-    "minilm": lambda device, folder: BertEncoder(folder or minilm_folder(), Path(folder).name if folder else "all-MiniLM-L6-v2", device),
+    "minilm": lambda device, folder: BertEncoder(folder or minilm_folder(), _own_id("minilm", folder) if folder else "all-MiniLM-L6-v2", device),
     "blip2": lambda device, folder: QFormerEncoder(folder or "Salesforce/blip2-itm-vit-g", AUTHORS_ENCODER, device),
     "constant": lambda device, folder: ConstantEncoder(),
 }
@@ -159,10 +164,12 @@ def get_encoder(
 ) -> TextEncoder:
     "The encoder of that name, loaded on first use and kept; `FilmError` names the choices."
     name, _, model = ENCODER_IDS.get(name, name).partition(":")
+    model, made_by = re.fullmatch(r"(.*?)(@[0-9a-f]{8})?", model).groups()
     folder = folder or model or None
     if name not in ENCODERS: raise FilmError(f"unknown text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
     key = (name, str(device or "cpu"), str(folder or ""))
     if key not in _loaded: _loaded[key] = ENCODERS[name](device, folder)
+    if made_by and not _loaded[key].name.endswith(made_by): raise FilmError(f"{folder}: this text encoder is not the one that was used ({made_by[1:]}); put that one there, or encode and train again")
     return _loaded[key]
 
 # %% ../nbs/02_blip2_encoding.ipynb #ccc83860

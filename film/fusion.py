@@ -110,7 +110,7 @@ def text_tokens(
     "Token features of whatever the user gave as text."
     if isinstance(text, Path): text = read_features(text, encoder=model.text_encoder)[0]
     if isinstance(text, (np.ndarray, torch.Tensor)):
-        features = np.asarray(torch.as_tensor(text).detach().float().cpu())
+        features = text.detach().float().cpu().numpy() if isinstance(text, torch.Tensor) else np.ascontiguousarray(text, np.float32)
         if features.ndim == 2: features = features[None]
         if features.ndim != 3 or features.shape[0] != 1 or features.shape[2] != model.text_width or not features.shape[1]:
             raise FilmError(f"token features have shape {tuple(text.shape)}; these weights need (L, {model.text_width}) or (1, L, {model.text_width}), made by {model.text_encoder}")
@@ -150,7 +150,7 @@ def fuse_lumas(
 ) -> list[np.ndarray]: # (H, W) float32 each
     "The network on several pairs of one size at once; shorter texts are padded, exactly."
     network = Runner(network) if isinstance(network, Film) else network
-    a, b = (torch.from_numpy(np.stack(images) if len(images) > 1 else images[0][None])[:, None].to(network.device) for images in list(zip(*pairs))[:2])
+    a, b = (torch.from_numpy(np.stack(images) if len(images) > 1 else np.ascontiguousarray(images[0])[None])[:, None].to(network.device) for images in list(zip(*pairs))[:2])
     text = [torch.from_numpy(text[0]) for *_, text in pairs]
     mask = None if len({len(t) for t in text}) == 1 else torch.arange(max(map(len, text))) < torch.tensor([len(t) for t in text])[:, None]
     text = torch.nn.utils.rnn.pad_sequence(text, batch_first=True).to(network.device)

@@ -7,7 +7,7 @@ __all__ = ['PROMPTS', 'SUBJECT', 'MOST_FACTS', 'REFUSAL', 'PRICES', 'PromptSet',
            'check_reply', 'count_tokens', 'BudgetReached', 'Budget', 'OpenAIWriter']
 
 # %% ../nbs/01d_prompting.ipynb #e7331623
-import base64, json, os, re, threading
+import base64, hashlib, json, os, re, threading
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -208,8 +208,14 @@ class OpenAIWriter:
         self.budget, self.gate = Budget(prices or PRICES.get(model), max_cost), threading.BoundedSemaphore(concurrency)
 
     @property
+    def _server(self) -> str:
+        "A hash of the server's address, which may be nobody's business, without user, password and port, which often changes; '' for OpenAI itself."
+        address = self.base_url or os.environ.get("OPENAI_BASE_URL")
+        return "@" + hashlib.sha256(re.sub(r"//(?:[^/]*@)?([^/]*?)(:\d+)?(/|$)", r"//\1\3", address).encode()).hexdigest()[:8] if address else ""
+
+    @property
     def name(self) -> str:
-        return f"openai:{self.model},{self.prompts.name}/{self.prompts.version},t{self.temperature:g},seed{self.seed}{',image' if self.see_image else ''}"
+        return f"openai:{self.model}{self._server},{self.prompts.name}/{self.prompts.version},t{self.temperature:g},seed{self.seed}{',image' if self.see_image else ''}"
 
     @cached_property
     def client(self):
@@ -254,7 +260,7 @@ class OpenAIWriter:
         import openai
         new = re.match(r"(o\d|gpt-5)", self.model)  # reasoning models: another name for the limit, and only their own temperature
         options = dict(max_completion_tokens=2000) if new else dict(max_tokens=600, temperature=self.temperature)
-        held = self.budget.reserve(count_tokens(messages), self._expected_out)
+        held = self.budget.reserve(count_tokens(messages), 2000 if new else 600)  # what it may cost, not what it should
         used = None
         try:
             with self.gate: response = client.chat.completions.create(model=self.model, messages=messages, seed=self.seed, **options)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .baselines import methods_for
 from .core import TASKS, FilmError, Task, atomic_write, get_task
-from .data import check_pairs, data_root, find_pairs
+from .data import check_pairs, data_root, files_digest, find_pairs, pairs_digest
 from .evaluation import PAPER, PAPER_METRICS, Evaluation, evaluate_folders, image_set, leaderboard, paper_table, write_report
 from .fusion import BUNDLED, WEIGHTS_FOLDER, fuse_pairs
 
@@ -40,11 +40,13 @@ def reproduce_one(
     task, out = get_task(task), Path(out)
     pairs = check_pairs(find_pairs(root, task, dataset, "test"))
     methods = ["film", *methods_for(task)]
+    made_from = " ".join([version("film-fusion"), files_digest(sorted(WEIGHTS_FOLDER.parent.glob("*.py"))), pairs_digest(pairs)])  # code and sources
     for method in methods:
-        folder, made_by = out / dataset / method, version("film-fusion")
+        folder, made_by = out / dataset / method, made_from
         if method == "film": made_by += " " + checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors")
         mark = folder / "made_by.txt"
-        if folder.exists() and (not mark.is_file() or mark.read_text() != made_by): shutil.rmtree(folder)
+        if folder.exists() and any(folder.iterdir()) and not mark.is_file(): raise FilmError(f"{folder}: holds files that were not made here; choose another folder for results")
+        if folder.exists() and mark.is_file() and mark.read_text() != made_by: shutil.rmtree(folder)
         with atomic_write(mark) as temporary: temporary.write_text(made_by)
         summary = fuse_pairs(pairs, folder, resume=True, task=task.name, method=method, colour=False, device=device)
         if summary.failed: raise FilmError(str(summary))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'setting', 'TrainSettings', 'make_settings', 'learning_rate', 'pass_through', 'training_pairs', 'held_out',
-           'text_features', 'data_digest', 'Run', 'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch',
-           'fuse_item', 'validate', 'parameter_groups', 'start_weights', 'save_weights', 'train']
+           'text_features', 'Run', 'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch', 'fuse_item',
+           'validate', 'parameter_groups', 'start_weights', 'save_weights', 'train']
 
 # %% ../nbs/06_training.ipynb #dbbba287
-import copy, hashlib, json, math, shutil, signal, tempfile, threading
+import copy, json, math, shutil, signal, tempfile, threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import fast
 from .core import FilmError, atomic_write, contact_sheet, get_task, write_image
-from .data import FusionDataset, Pair, check_pairs, collate, find_pairs
+from .data import FusionDataset, Pair, check_pairs, collate, files_digest, find_pairs, pairs_digest
 from .encoding import encode, get_encoder, pair_features, read_features, write_features
 from .losses import LossWeights, fusion_loss
 from .network import Film
@@ -175,19 +175,6 @@ def text_features(
         feature, facts = read_features(path, encoder=made_by)  # refuses a second encoder
         features[pair.name], made_by = feature[0], facts["encoder"]
     return features, made_by
-
-# %% ../nbs/06_training.ipynb #8d41f6b7
-def data_digest(
-    packed: Path | None,                # packed file, or
-    pairs: list[Pair] | None,           # pairs, and
-    texts: dict[str, np.ndarray] | None, # their token features
-) -> str:
-    "SHA-256 of all that a run reads, so that it is not resumed on something else."
-    digest = hashlib.sha256()
-    for path in [packed] if packed else [path for pair in pairs for path in (pair.a, pair.b)]:
-        with open(path, "rb") as file: digest.update(hashlib.file_digest(file, "sha256").digest())
-    for pair in () if packed else pairs: digest.update(pair.name.encode() + texts[pair.name].tobytes())
-    return digest.hexdigest()
 
 # %% ../nbs/06_training.ipynb #63a9467f
 class Run:
@@ -383,7 +370,7 @@ def train(
     elif settings.start != "default": film.load_state_dict(start_weights(settings.start, film))
     optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
     state = run.load() if main or resume else None
-    start, best, digest = 0, None, data_digest(packed, pairs, texts)
+    start, best, digest = 0, None, files_digest([packed]) if packed else pairs_digest(pairs)
     if state:
         if state.get("data", digest) != digest: raise FilmError(f"{out}: the run was started on other images or texts; resume with the same or choose another folder")
         film.load_state_dict(state["model"]); start, best = state["step"], state.get("best")

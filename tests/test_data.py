@@ -329,13 +329,15 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     make("One")
     assert (folder / "NEAR" / "b.png").read_bytes() == before and (folder / "NEAR" / "a.png").stat().st_mtime_ns == kept
     assert (make("Two", 1) / "NEAR" / "b.png").read_bytes() != before
-    with pytest.raises(FilmError, match="another kind or seed"): make("One", 1)
+    with pytest.raises(FilmError, match="another kind, seed"): make("One", 1)
     plain, views = (generate_pairs(tmp_path / "photographs", "mef", name, tmp_path, views=views) for name, views in (("Plain", False), ("Views", True)))
     assert (plain / "OVER" / "a.png").read_bytes() != (views / "OVER" / "a.png").read_bytes()
     under = (views / "UNDER" / "a.png").read_bytes()
     (views / "UNDER" / "a.png").unlink()
     assert (generate_pairs(tmp_path / "photographs", "mef", "Views", tmp_path, views=True) / "UNDER" / "a.png").read_bytes() == under
     with pytest.raises(FilmError, match="with other views"): generate_pairs(tmp_path / "photographs", "mef", "Views", tmp_path)
+    write_image(tmp_path / "photographs" / "a.png", np.full((64, 80, 3), 99, np.uint8))
+    with pytest.raises(FilmError, match="other photographs"): make("One")
     with pytest.raises(FilmError, match="only multi-exposure pairs have views"): generate_pairs(tmp_path / "photographs", "mff", "Four", tmp_path, views=True)
     with pytest.raises(FilmError, match="no generator for ivf"): generate_pairs(tmp_path / "photographs", "ivf", "One", tmp_path)
     with pytest.raises(FilmError, match="holds no images"): generate_pairs(folder, "mff", "Three", tmp_path)

@@ -1,5 +1,5 @@
 "Chapter 02: token features are the model's own, in any company, and a feature file says what made it."
-import json, subprocess, sys
+import json, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from film import encoding
 from film.core import FilmError
 from film.encoding import (AUTHORS_ENCODER, BertEncoder, QFormerEncoder, check_texts, encode, extract_qformer, get_encoder, minilm_folder, pair_features, read_features,
                            write_features)
@@ -69,6 +70,17 @@ def test_loading_is_quiet_and_needs_no_sentence_transformers(tmp_path):
 def test_encoders_are_kept_and_named():
     assert get_encoder() is get_encoder("minilm") is get_encoder("all-MiniLM-L6-v2")
     with pytest.raises(FilmError, match="choose one of minilm, blip2"): get_encoder("bert")
+
+
+def test_own_weights_are_found_again_by_the_id_that_files_record(tmp_path, monkeypatch):
+    for name in ("one", "two"): shutil.copytree(minilm_folder(), tmp_path / name / "all-MiniLM-L6-v2")  # a name that means the embedded ones
+    one, two = (get_encoder(f"minilm:{tmp_path / name / 'all-MiniLM-L6-v2'}") for name in ("one", "two"))
+    assert len({one.name, two.name, get_encoder().name}) == 3
+    assert np.array_equal(get_encoder(one.name).encode(["a street"])[0], one.encode(["a street"])[0])
+    config = tmp_path / "two" / "all-MiniLM-L6-v2" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    monkeypatch.setattr(encoding, "_loaded", {})
+    with pytest.raises(FilmError, match="not the one that was used"): get_encoder(two.name)
 
 
 def test_missing_weights_are_said(monkeypatch):

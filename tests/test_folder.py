@@ -40,6 +40,13 @@ def model():
     return Film(text_width=384, grid=(32, 48), depth=1, text_encoder="all-MiniLM-L6-v2").eval()
 
 
+def test_arrays_of_any_layout(model):
+    rng = np.random.default_rng(0)
+    a, b, text = rng.random((24, 32), np.float32), rng.random((24, 32), np.float32), rng.standard_normal((3, 384)).astype(np.float32)
+    mirrored, there = fuse(a[::-1], b[:, ::-1], text=text[::-1], weights=model), fuse(a[::-1].copy(), b[:, ::-1].copy(), text=text[::-1].copy(), weights=model)
+    assert np.array_equal(mirrored, there) and np.array_equal(fusion.fuse_luma(model, a[::-1], b, text[None]), fusion.fuse_luma(model, a[::-1].copy(), b, text[None]))
+
+
 def text(pair):
     "Of another length for every pair."
     return np.random.default_rng(int(pair.name[1:])).standard_normal((1, 2 + int(pair.name[1:]), 384)).astype(np.float32)

@@ -210,7 +210,10 @@ def test_a_budget_holds_with_many_threads_and_gives_back_what_failed():
     assert w.budget.reserved == 0 and w.budget.calls == 0
 
 
-def test_prompt_sets_are_named_and_versioned():
-    assert OpenAIWriter("m", base_url="x").name == "openai:m,paper/1,t0.2,seed0" and OpenAIWriter("m", base_url="x", prompts="questions").name == "openai:m,questions/1,t0.2,seed0"
+def test_names_tell_prompts_versions_and_servers_apart(monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert OpenAIWriter("m").name == "openai:m,paper/1,t0.2,seed0" and OpenAIWriter("m", prompts="questions").name == "openai:m,questions/1,t0.2,seed0"
+    servers = [OpenAIWriter("m", base_url=f"http://{address}/v1").name for address in ("a:1", "user:secret@a:2", "b:1")]  # two may call different models the same
+    assert servers[0] == servers[1] != servers[2] and "//" not in servers[0]
     with pytest.raises(FilmError, match="choose one of paper, questions"): OpenAIWriter("m", prompts="poem")
     assert count_tokens([dict(content="x" * 400)]) == 104

@@ -56,6 +56,11 @@ def test_table_is_made_resumed_and_renewed(root, tmp_path, capsys):
     (fused.parent / "made_by.txt").write_text("other weights")
     reproduce(root, out)
     assert fused.stat().st_mtime_ns != kept
+    write_image(root / "Image" / "MFF" / "Lytro" / "FAR" / "two.png", np.full((64, 80), 7, np.uint8))
+    assert reproduce(root, out)["datasets"]["Lytro"]["means"]["film"]["Qabf"] != report["datasets"]["Lytro"]["means"]["film"]["Qabf"]
+    (fused.parent / "made_by.txt").unlink()
+    with pytest.raises(FilmError, match="not made here"): reproduce(root, out)
+    assert fused.is_file()
 
 
 def test_nothing_to_reproduce(root, tmp_path, capsys):
