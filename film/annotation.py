@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .core import FilmError, Task, atomic_write, get_task, read_image
-from .data import data_root, find_pairs
+from .data import data_root, find_pairs, list_images
 from .encoding import TextEncoder, check_texts, get_encoder, read_features, write_features
 from .text import ComponentError, Description, Mask, Region, describe, get_component, mask_to_rle, rle_to_mask
 
@@ -138,22 +138,26 @@ def describe_dataset(
     cache = cache or Cache(base / ".cache")
     parts = {role: get_component(role, choice) if isinstance(choice, str) and choice != "none" else choice
              for role, choice in dict(dense=dense, segmenter=segmenter, captioner=captioner, writer=writer).items()}
-    jobs = {}
-    for pair in find_pairs(root, task, dataset, split, text=None):
+    pairs, jobs = find_pairs(root, task, dataset, split, text=None), {}
+    there = {folder: list_images(folder) for folder in {path.parent for pair in pairs for path in (pair.a, pair.b)}}
+    for pair in pairs:
         for modality, path in zip(task.modalities, (pair.a, pair.b)):
             target = base / task.folder / dataset / modality / f"{pair.name}.txt"
-            jobs[f"{modality}/{pair.name}"] = lambda p=path, m=modality, n=pair.name, t=target: _describe_file(p, task, m, n, t, parts, cache, force)
+            jobs[f"{modality}/{pair.name}"] = lambda p=path, m=modality, n=pair.name, t=target: _describe_file(p, there[p.parent].get(n, []), task, m, n, t, parts, cache, force)
     return run_jobs(jobs, workers, f"describing {dataset}")
 
 def _text_and_facts(target):
-    "The text file's content and the facts beside it; '' and {} where there are none that can be read."
-    try: text = target.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError): text = ""
-    try: return text, json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return text, {}
+    "The text file's content and the facts beside it; '' and {} where there are none. `FilmError` for a text that cannot be read: a person may have written it."
+    try: text = target.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError: text = ""
+    except (OSError, UnicodeDecodeError): raise FilmError(f"{target}: cannot be read as UTF-8; save it as UTF-8, or delete it to have it made again") from None
+    try: facts = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): facts = {}
+    return text, facts if isinstance(facts, dict) else {}
 
-def _describe_file(path, task, modality, name, target, parts, cache, force):
-    "One image to its two files; 'done', 'kept' or 'edited'."
+def _describe_file(path, same, task, modality, name, target, parts, cache, force):
+    "One image, and all images of its name, to its two files; 'done', 'kept' or 'edited'."
+    if len(same) > 1: raise FilmError(f"{len(same)} images of that name in {path.parent}, one is needed")
     image = read_image(path)
     wanted = dict(image=image_hash(image), made_by={role: part.name for role, part in parts.items() if part != "none"})
     facts_path = target.with_suffix(".json")
@@ -185,7 +189,7 @@ def plan_dataset(
         for modality, path in zip(task.modalities, (pair.a, pair.b)):
             target = Path(out or root) / "Text" / task.folder / dataset / modality / f"{pair.name}.txt"
             text, facts = _text_and_facts(target)
-            done = text and (text != facts.get("paragraph") or facts["made_by"].get("writer") == writer.name)
+            done = text and (text != facts.get("paragraph") or (facts.get("made_by") or {}).get("writer") == writer.name)
             if not done and path.is_file(): todo.append((path, modality))
     plan = dict(images=len(todo), calls=0, tokens_in=0, tokens_out=0, cost=0.0)
     if not todo or not hasattr(writer, "estimate"): return plan
@@ -209,6 +213,7 @@ def encode_dataset(
     force: bool = False,             # encode all again
 ) -> Summary:
     "Writes `TextFeature/<TASK>/<dataset>/<name>.npy`, (1, L_a + L_b, D), for every pair of texts."
+    if batch < 1: raise FilmError(f"a batch of {batch} is too small, at least 1 is needed")
     task, root = get_task(task), data_root(root)
     source, target = Path(texts or root / "Text") / task.folder / dataset, Path(out or root) / "TextFeature" / task.folder / dataset
     folders = [source / modality for modality in task.modalities]

@@ -56,6 +56,7 @@ def run_fuse(args) -> int:
     from film.fusion import fuse, fuse_pairs
     from film.large import write_large
     if args.text and args.text_features: raise FilmError("give --text or --text-features, not both")
+    if args.dataset and args.a: raise FilmError("give two images or folders, or --dataset, not both")
     if args.dataset: pairs = find_pairs(args.data, args.task, args.dataset, args.split)
     elif not args.a or not args.b: raise FilmError("give two images, two folders, or --dataset")
     elif args.a.is_dir() != args.b.is_dir(): raise FilmError("one of the two is a folder and the other is not: give two images or two folders")
@@ -65,6 +66,7 @@ def run_fuse(args) -> int:
     for name in ("weights", "plain", "backend", "dtype", "compile"):
         if getattr(args, name): options[name] = getattr(args, name)
     if pairs is None:
+        if args.out.resolve() in (args.a.resolve(), args.b.resolve()): raise FilmError(f"{args.out}: is one of the sources; choose another file")
         check_writable(args.out)
         (write_large if args.max_memory else write_image)(args.out, fuse(args.a, args.b, text=args.text_features or args.text, **options))
         print(args.out)
@@ -161,9 +163,10 @@ def run_describe(args) -> int:
     own = {"dense": {} if args.grit_score is None else dict(least_score=args.grit_score), "segmenter": {name[4:]: value for name, value in vars(args).items() if name.startswith("sam_") and value is not None}}
     parts = {role: getattr(args, role) if getattr(args, role) == "none" else get_component(role, getattr(args, role), **options, **own.get(role, {})) for role in ("dense", "segmenter", "captioner", "writer")}
     if not args.dataset:
+        if args.dry_run: raise FilmError("--dry-run is for a data set: add --dataset")
         if not args.path or args.path.is_dir(): raise FilmError("give an image, or --dataset and its root")
         if args.writer == "none" and not args.json: raise FilmError("without a writer there is no paragraph: add --json to see the rest")
-        description = describe(args.path, task=args.task, modality=args.modality or TASKS[args.task].modalities[0], **parts)
+        description = describe(args.path, task=args.task, modality=args.modality or TASKS[args.task].modalities[0], name=args.path.stem, **parts)
         print(json.dumps(description.to_dict(), indent=1) if args.json else description.paragraph)
         return 0
     where = dict(split=args.split, out=args.out)
@@ -474,9 +477,16 @@ def main(
     argv: list[str] | None = None, # None: the process's arguments
 ) -> int:                          # exit code: 0 good, 1 some pairs failed, 2 wrong input, 130 interrupted
     "The command `film`."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")  # where the terminal has no arrows
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read this has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except FilmError as e: message = str(e)
     except KeyboardInterrupt: message = "interrupted"
     except MemoryError: message = "not enough memory; make the images smaller"

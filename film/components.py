@@ -183,7 +183,7 @@ class GritResults:
     @staticmethod
     def _item(item):
         (key, *_) = [key for key in ("caption", "object_descriptions", "description", "label") if key in item]  # none: ValueError
-        label = item[key]
+        label = re.sub(r"^(an?|the) ", "", item[key].strip(), flags=re.I)  # sentences bring their own
         if "box" in item: box = [float(v) for v in item["box"]]
         else:
             x, y, width, height = (float(v) for v in item["bbox"])

@@ -8,7 +8,7 @@ __all__ = ['TASKS', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'LUMA', 'FilmError', 'Task',
            'rgb_to_chroma', 'merge_luma_chroma', 'to_uint8_rgb', 'contact_sheet', 'show']
 
 # %% ../nbs/00_core.ipynb #be955b3d
-import io, logging, os, tempfile
+import io, logging, os, re, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,14 +96,19 @@ def _decode(raw: bytes) -> np.ndarray | None:
     "OpenCV's reading of a file, in RGB; None if it cannot."
     try: image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) if raw else None
     except cv2.error: return None
+    white = re.match(rb"P([2356])(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)\s", raw[:4096])  # PGM and PPM say what is white
+    if image is not None and white and (white[1] in b"56" or int(white[2]) > 255):  # OpenCV looks at it in 8-bit text alone
+        top = np.iinfo(image.dtype).max
+        if 0 < int(white[2]) < top: image = np.rint(image * (top / int(white[2]))).clip(0, top).astype(image.dtype)
     return np.ascontiguousarray(image[..., 2::-1]) if image is not None and image.ndim == 3 else image
 
 def plain_tiff(
     page: tifffile.TiffPage,
 ) -> bool:
-    "Whether the numbers in the file are the image: gray or RGB, 8 or 16 bit or float, upright, alpha not multiplied in."
+    "Whether the numbers in the file are the image (or, MINISWHITE, its negative): gray or RGB, 8 or 16 bit or float, upright, alpha not multiplied in."
     orientation = page.tags.get("Orientation")
-    return (page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and page.dtype in (np.uint8, np.uint16, np.float32) and page.imagedepth == 1
+    negative = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype != np.float32 and page.samplesperpixel == 1
+    return ((negative or page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)) and page.dtype in (np.uint8, np.uint16, np.float32) and page.imagedepth == 1
             and page.samplesperpixel in (1, 3, 4) and (orientation is None or orientation.value == 1) and page.bitspersample == 8 * page.dtype.itemsize
             and page.imagelength * page.imagewidth <= 1 << 30)  # OpenCV's limit: a damaged header can ask for any size
 
@@ -117,8 +122,11 @@ def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
             if plain_tiff(page):
                 try:
                     image = page.asarray()
+                    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE: image = np.iinfo(image.dtype).max - image
                     return np.ascontiguousarray(np.moveaxis(image, 0, -1) if separate else image, image.dtype.newbyteorder("="))
-                except ValueError: pass  # a compression that tifffile leaves to others
+                except Exception as e:
+                    if "imagecodecs" not in str(e): raise FilmError(f"{path}: a damaged TIFF") from None  # else a compression that tifffile leaves to others
+    except FilmError: raise
     except Exception: return None  # many kinds, where a file is damaged
     if separate or alpha: raise FilmError(f"{path}: a TIFF with {'separate colour planes' if separate else 'transparency'} of this kind cannot be read right: save it uncompressed, or as PNG")
 

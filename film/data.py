@@ -102,7 +102,10 @@ def find_pairs(
         if not file.is_file():
             there = sorted(p.stem for p in folder.glob("*.txt"))
             raise FilmError(f"{file}: no such split list; there {'is ' + ', '.join(there) if there else 'are none'}")
-        lines = (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
+        try: lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError): raise FilmError(f"{file}: cannot be read as UTF-8; save the list of names as UTF-8") from None
+        paths = [line for line in lines if "/" in line or os.sep in line]
+        if paths: raise FilmError(f"{file}: {paths[0]} is a path; names alone are needed")
         names = list(dict.fromkeys(_stem(line) for line in lines if line))
         if not names: raise FilmError(f"{file}: the list is empty")
     pairs = _pairs(*(folder/m for m in task.modalities), names, text and root/text/task.folder/dataset)
@@ -150,7 +153,7 @@ def files_digest(
         try:
             with path.open("rb") as file: content = hashlib.file_digest(file, "sha256").digest()
         except OSError: content = b""
-        digest.update(path.name.encode() + b"\0" + content)
+        digest.update(os.fsencode(path.name) + b"\0" + content)
     return digest.hexdigest()
 
 def pairs_digest(
@@ -283,6 +286,8 @@ class _Packed:
         if encoder and encoder != self.encoder: raise FilmError(f"{path}: text made with {self.encoder}, but {encoder} is needed; pack again")
         missing = [group for group in self.groups if group not in file]
         if missing: raise FilmError(f"{path}: not a packed file, it has no group {' and no group '.join(missing)}")
+        flat = [group for group in self.groups if not hasattr(file[group], "keys")]
+        if flat: raise FilmError(f"{path}: not a packed file, {flat[0]} is not a group")
         names = [set(file[group]) for group in self.groups]
         self.names = sorted(names[0])
         odd = sorted(set.union(*names) - set.intersection(*names))
@@ -291,7 +296,8 @@ class _Packed:
         absent = sorted(set(only or ()) - set(self.names))
         if absent: raise FilmError(f"{path}: has no sample {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
         if only is not None: self.names = [name for name in self.names if name in only]
-        self.width = file["text"][self.names[0]].shape[-1]
+        try: self.width = file["text"][self.names[0]].shape[-1]
+        except (AttributeError, IndexError): raise FilmError(f"{path}: text of {self.names[0]} is not an array") from None
 
     def _open(self):
         if self.process != os.getpid():
@@ -580,13 +586,18 @@ def generate_pairs(
     folder, images = root/"Image"/task.folder/dataset, list_images(photographs)
     if not images: raise FilmError(f"{photographs}: holds no images")
     if views and task.name != "mef": raise FilmError(f"only multi-exposure pairs have views, not {task.name}")
+    if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
     marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed, photographs=files_digest(path for path, *_ in images.values())) | (dict(views=True) if views else {})
-    if folder.exists() and (not marks.is_file() or json.loads(marks.read_text()) != mark): raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, or with other views; choose another name")
+    try: there = json.loads(marks.read_text()) if folder.exists() else mark
+    except (OSError, ValueError): there = None
+    if there != mark: raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, or with other views; choose another name")
     with atomic_write(marks) as temporary: temporary.write_text(json.dumps(mark) + "\n")
     names, paths = [], [path for path, *_ in images.values()]
-    for name, (path, *_) in tqdm(images.items(), desc=f"{task.name} pairs", disable=None):
+    for name, (path, *others) in tqdm(images.items(), desc=f"{task.name} pairs", disable=None):
         targets = [folder/modality/f"{name}.png" for modality in task.modalities]
         try:
+            if others: raise FilmError(f"{path}: {others[0].name} has the same name")
+            if not name.isprintable(): raise FilmError(f"{os.fsencode(path)!r}: a name with unprintable characters")
             if not all(target.is_file() for target in targets):
                 rng = np.random.default_rng((seed, zlib.crc32(f"{task.name}/{name}".encode())))
                 view = dict(view=read_image(paths[rng.integers(len(paths))])) if views else {}
@@ -594,5 +605,6 @@ def generate_pairs(
                 for target, image in zip(targets, made): write_image(target, image)
             names.append(name)
         except FilmError as e: print(f"passed over: {e}")
+    if not names: raise FilmError(f"{photographs}: no image could be used")
     with atomic_write(folder/"train.txt") as temporary: temporary.write_text("".join(f"{name}\n" for name in names))
     return folder

@@ -218,7 +218,7 @@ def read_features(
     try: features = np.load(path, allow_pickle=False)
     except FileNotFoundError: raise FilmError(f"{path}: no such file") from None
     except OSError as e: raise FilmError(f"{path}: cannot be read ({e.strerror or e})") from None
-    except (ValueError, EOFError): raise FilmError(f"{path}: not a feature file (an .npy array of numbers)") from None
+    except Exception: raise FilmError(f"{path}: not a feature file (an .npy array of numbers)") from None
     if not isinstance(features, np.ndarray) or not np.issubdtype(features.dtype, np.floating): raise FilmError(f"{path}: not an array of floating-point numbers")
     if features.ndim == 2: features = features[None]
     if features.ndim != 3 or features.shape[0] != 1 or 0 in features.shape: raise FilmError(f"{path}: text features must have shape (1, L, D), not {features.shape}")
@@ -228,5 +228,6 @@ def read_features(
     except FileNotFoundError: facts = dict(encoder=AUTHORS_ENCODER, width=features.shape[2], tokens=features.shape[1])
     except (OSError, ValueError): raise FilmError(f"{sidecar}: not a readable sidecar; delete both files and encode again") from None
     if not isinstance(facts, dict) or facts.get("width") != features.shape[2]: raise FilmError(f"{sidecar}: says width {facts.get('width') if isinstance(facts, dict) else '?'}, the features have {features.shape[2]}")
+    if not isinstance(facts.get("encoder"), str): raise FilmError(f"{sidecar}: names no text encoder; delete both files and encode again")
     if encoder and facts.get("encoder") != encoder: raise FilmError(f"{path}: made with {facts.get('encoder')}, but {encoder} is needed; encode the texts again")
     return features.astype(np.float32, copy=False), facts

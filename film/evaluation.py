@@ -681,6 +681,7 @@ def evaluate_folders(
 
     `FilmError` if a folder is missing or nothing at all can be scored; everything else that is wrong becomes a `Problem`. A method without
     a single scored image is left out."""
+    if workers is not None and workers < 1: raise FilmError(f"{workers} workers are too few, at least 1 is needed")
     chosen = get_metrics(names)
     if isinstance(fused, Mapping): folders = {method: Path(folder) for method, folder in fused.items()}
     else: folders = name_methods([fused] if isinstance(fused, (str, os.PathLike)) else fused)

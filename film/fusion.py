@@ -457,6 +457,7 @@ def fuse_pairs(
     if not pairs: raise FilmError("there are no pairs to fuse")
     if workers < 1: raise FilmError(f"{workers} worker processes are too few, at least 1 is needed")
     listings, out_dir = {folder: list_images(folder) for folder in {path.parent for pair in pairs for path in (pair.a, pair.b)}}, Path(out_dir)
+    if out_dir.resolve() in {folder.resolve() for folder in listings}: raise FilmError(f"{out_dir}: holds the sources, results would replace them; choose another folder")
     summary, problems, ready = Summary(), {}, []
     for pair in pairs:
         if resume and (out_dir / f"{pair.name}.png").exists(): summary.skipped.append(pair.name); continue

@@ -129,6 +129,7 @@ def _read_segments(path: str | os.PathLike, room: Room) -> np.ndarray | None:
         for data, (_, _, y, x, _), (_, height, width, _) in page.segments(maxworkers=1, buffersize=1 << 22):
             part = image[y:y + height, x:x + width]  # tiles reach over the edge
             part[...] = 0 if data is None else data[0, :part.shape[0], :part.shape[1], :channels]
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE: np.subtract(np.iinfo(image.dtype).max, image, out=image)
         return image[..., 0] if channels == 1 else image
 
 # %% ../nbs/00b_large_images.ipynb #7aa3abf7

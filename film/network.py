@@ -177,6 +177,7 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
     ):
         super().__init__()
         channels = 32
+        if not isinstance(text_encoder, str): raise FilmError(f"text_encoder {text_encoder!r} is not the name of a text encoder")
         if depth < 1 or text_width < 1 or min(grid) < 1: raise FilmError(f"text_width {text_width}, grid {grid} and depth {depth} must be positive")
         if channels * grid[0] * grid[1] % TOKEN_WIDTH: raise FilmError(f"grid {grid[0]}x{grid[1]} does not hold whole tokens: 32 * rows * columns must divide by {TOKEN_WIDTH}")
         self.text_width, self.grid, self.depth, self.text_encoder = text_width, tuple(grid), depth, text_encoder
@@ -250,11 +251,12 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         if path.is_file(): model = cls.from_authors(path)
         else:
             if path.is_dir() and not (path / "model.safetensors").is_file(): raise FilmError(f"{path}: holds no model.safetensors")
-            if not path.is_dir() and str(weights).count("/") != 1: raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
+            here = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors") or path.parent != Path() and path.parent.is_dir()  # a misspelt name: no hub is asked for it
+            if not path.is_dir() and (here or str(weights).count("/") != 1): raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
             try:
-                with redirect_stdout(io.StringIO()): model = cls.from_pretrained(str(weights))  # the hub library prints on standard output
+                with redirect_stdout(io.StringIO()): model = cls.from_pretrained(str(weights), strict=True)  # the hub library prints on standard output
             except Exception as e:  # hub, safetensors and torch each raise their own, a wrong grid FilmError
-                raise FilmError(f"{weights}: weights cannot be loaded ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]})") from None
+                raise FilmError(f"{weights}: weights cannot be loaded ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from None
         bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
         if bad: raise FilmError(f"{weights}: weights contain NaN or infinite values ({bad[0]})")
         return model.eval()

@@ -88,6 +88,7 @@ def _checked(name, value, default):
         except ValueError: pass
     if isinstance(value, tuple): value = list(value)
     if type(value) is not type(default): raise FilmError(f"{name} must be {kinds[type(default)]}, found {value!r}")
+    if isinstance(value, list) and default and ({*map(type, value)} != {*map(type, default)} or isinstance(default[0], int) and len(value) != len(default)): raise FilmError(f"{name} must be a list like {default}, found {value!r}")
     return value
 
 def configure(
@@ -102,7 +103,10 @@ def configure(
     for name, value in changes.items():
         if name not in config: refuse(str(name), config)
         if name == "task" and isinstance(value, list): value = ",".join(map(str, value))
-        if name in GENERAL: config[name] = _checked(name, value, GENERAL[name][0]); continue
+        if name in GENERAL:
+            default = GENERAL[name][0]
+            if value is None and default is not None: raise FilmError(f"{name} cannot be null")
+            config[name] = _checked(name, value, default if default is not None or value is None else 0 if name == "pairs" else ""); continue
         if not isinstance(value, dict): raise FilmError(f"{name} is a stage: write its parameters below it, as in {name}: {{...}}")
         for key, given in value.items():
             if key in FILLED_IN: raise FilmError(f"{name}.{key} cannot be set for one stage: set {'task' if key == 'tasks' else 'out' if key == 'run' else key} for the whole run")

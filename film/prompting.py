@@ -222,9 +222,11 @@ class OpenAIWriter:
         try: import openai
         except ImportError: raise ComponentError("the openai client is not installed: pip install 'film-fusion[text]'") from None
         key = os.environ.get("OPENAI_API_KEY")
+        if key and not key.isascii(): raise ComponentError("OPENAI_API_KEY is not a key: it has characters that are not ASCII, such as curly quotes")
         if not key and not (self.base_url or os.environ.get("OPENAI_BASE_URL")):
             raise ComponentError("no key for OpenAI: set the environment variable OPENAI_API_KEY, or base_url for a server of your own")
-        return openai.OpenAI(api_key=key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.max_retries)
+        try: return openai.OpenAI(api_key=key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.max_retries)
+        except Exception as error: raise ComponentError(f"no client for this address ({type(error).__name__}): check base_url") from None
 
     def estimate(self, description: Description) -> dict:
         "calls, tokens_in, tokens_out and US dollars (None if prices are unknown) that one image will need, if no reply has to be repeated."
@@ -246,6 +248,7 @@ class OpenAIWriter:
             try:
                 reply = self._complete(messages, description.name)
                 said = reply.message.content
+                if said and os.environ.get("OPENAI_API_KEY") and os.environ["OPENAI_API_KEY"] in said: said = None; raise InvalidReply("it held the key")
                 if getattr(reply.message, "refusal", None): raise InvalidReply("it refused instead of describing")
                 if reply.finish_reason == "length": raise InvalidReply("it was cut off before its end; be shorter")
                 return check_reply(said, description.size, self.prompts.words)
@@ -265,9 +268,10 @@ class OpenAIWriter:
         try:
             with self.gate: response = client.chat.completions.create(model=self.model, messages=messages, seed=self.seed, **options)
             usage = getattr(response, "usage", None)
+            used = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+            if not all(isinstance(tokens, int) for tokens in used): used = count_tokens(messages), self._expected_out
             choices = getattr(response, "choices", None)
-            used = (usage.prompt_tokens, usage.completion_tokens) if usage else (count_tokens(messages), self._expected_out)
-            if not choices: raise InvalidReply("it was not a chat completion (is base_url right?)")
+            if not isinstance(choices, list) or not choices or not isinstance(getattr(getattr(choices[0], "message", None), "content", 0), str | None): raise InvalidReply("it was not a chat completion (is base_url right?)")
             return choices[0]
         except (openai.AuthenticationError, openai.PermissionDeniedError): raise ComponentError(f"{name}: the server refuses the key in OPENAI_API_KEY") from None
         except openai.NotFoundError: raise ComponentError(f"{name}: the server knows no model {self.model!r} at this address") from None

@@ -485,6 +485,7 @@ def check_device(
 ) -> str:        # the same
     "`FilmError` if this machine has no such device."
     import torch
+    if str(device).startswith("meta"): raise FilmError(f"device {device!r} computes nothing")
     try: torch.zeros(0, device=device)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error: raise FilmError(f"device {device!r} is not available here ({str(error).splitlines()[0][:80]})") from None
     return device

@@ -184,11 +184,14 @@ class Run:
         self.checkpoint, self.log_file = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
         settings_file = self.folder / "settings.json"
         default, wanted = (json.loads(json.dumps(asdict(s))) for s in (TrainSettings(), settings))
-        if not resume and (settings_file.exists() or self.checkpoint.exists()): raise FilmError(f"{folder}: holds a training run already; continue it with --resume or choose another folder")
+        begun = self.checkpoint.exists() or self.log_file.exists()
+        if not resume and begun: raise FilmError(f"{folder}: holds a training run already; continue it with --resume or choose another folder")
         if settings_file.exists():
-            found = default | json.loads(settings_file.read_text())  # a setting newer than the run has its default
+            try: found = default | json.loads(settings_file.read_text())  # a setting newer than the run has its default
+            except (ValueError, TypeError): found = {"settings.json": "unreadable"}
             differing = [f"{name} {found[name]} -> {wanted.get(name)}" for name in found if found[name] != wanted.get(name)]
-            if differing: raise FilmError(f"{folder}: the run was started with other settings ({'; '.join(differing)}); resume with the same or choose another folder")
+            if differing and not begun: shutil.rmtree(self.folder / "texts", ignore_errors=True)  # what never came to a first step binds nobody
+            elif differing: raise FilmError(f"{folder}: the run was started with other settings ({'; '.join(differing)}); resume with the same or choose another folder")
         with atomic_write(settings_file) as temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n")
 
     def save(self, state: dict):
@@ -201,8 +204,12 @@ class Run:
         else:
             try: state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             except Exception as e: raise FilmError(f"{self.checkpoint}: cannot be loaded safely ({type(e).__name__}); delete it to start over") from None
+            if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys(): raise FilmError(f"{self.checkpoint}: is not the checkpoint of a training run; to train on from such weights, name them as start")
+        def step_of(line):
+            try: return json.loads(line)["step"]
+            except (ValueError, TypeError, LookupError): return math.inf  # half a line
         if self.log_file.exists():
-            kept = [line for line in self.log_file.read_text().splitlines(keepends=True) if line.endswith("\n") and state and json.loads(line)["step"] <= state["step"]]
+            kept = [line for line in self.log_file.read_text(errors="replace").splitlines(keepends=True) if line.endswith("\n") and state and step_of(line) <= state["step"]]
             with atomic_write(self.log_file) as temporary: temporary.write_text("".join(kept))
         return state
 
@@ -338,6 +345,8 @@ def train(
         from accelerate.state import AcceleratorState
         from torch.utils.tensorboard import SummaryWriter
     except ImportError: raise FilmError("training needs more packages: pip install 'film-fusion[train]'") from None
+    for name, value in dict(log_every=log_every, picture_every=picture_every, checkpoint_every=checkpoint_every, validate_every=validate_every, stop_at=1 if stop_at is None else stop_at, workers=workers + 1).items():
+        if value < 1: raise FilmError(f"{name} must be {'0 or more' if name == 'workers' else 'at least 1'}, found {value - (name == 'workers')}")
     fast.keep_memory()
     if device not in (None, "cpu", "cuda"): raise FilmError(f"device {device!r}: choose cpu or cuda; which GPU, says CUDA_VISIBLE_DEVICES")
     if device == "cuda" and not torch.cuda.is_available(): raise FilmError("device cuda is not available here; use cpu")
@@ -403,7 +412,7 @@ def train(
                 with accelerator.autocast(): terms = module(a, b, text, mask)
                 if not torch.isfinite(terms["total"]):
                     raise FilmError(f"the loss became {terms['total'].item()} at step {step} (epoch {epoch}) on {', '.join(batch['name'])}; "
-                                    f"look at these images, or lower the learning rate ({settings.lr:g}); the last checkpoint is {run.checkpoint}")
+                                    f"look at these images, or lower the learning rate ({settings.lr:g}){f'; the last checkpoint is {run.checkpoint}' if run.checkpoint.exists() else ''}")
                 optimizer.zero_grad()
                 accelerator.backward(terms["total"])
                 if settings.clip: accelerator.clip_grad_norm_(module.parameters(), settings.clip)

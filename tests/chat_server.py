@@ -12,7 +12,7 @@ GOOD = ("A dark infrared street with two people and a car, the resolution is {si
 class ChatServer:
     """`with ChatServer("429", "good") as server:` answers the first request with 429, the second and all later ones with a good reply.
 
-    Behaviours: 'good', 'text:...' (that reply), '429', '500', 'slow' (answers after `delay` seconds), 'html' (not JSON), 'broken' (JSON cut off), 'empty', 'null',
+    Behaviours: 'good', 'text:...' (that reply), 'json:...' (that body), 'key' (a good reply that repeats the key), '429', '500', 'slow' (answers after `delay` seconds), 'html' (not JSON), 'broken' (JSON cut off), 'empty', 'null',
     'refusal', 'no-choices', 'cut' (finish_reason length), '401' (repeats the key, as some servers do), '404', '400'."""
 
     def __init__(self, *script: str, delay: float = 3.0):
@@ -58,6 +58,8 @@ class ChatServer:
                 if behaviour == "slow": time.sleep(owner.delay); behaviour = "good"
                 if behaviour == "good": time.sleep(0.02); self.reply(GOOD.format(size=size))
                 elif behaviour.startswith("text:"): self.reply(behaviour[5:])
+                elif behaviour.startswith("json:"): self.send(200, behaviour[5:].encode())
+                elif behaviour == "key": self.reply(GOOD.format(size=size) + f" It said {self.headers.get('Authorization', '')[7:]}.")
                 elif behaviour == "429": self.send(429, failure("too many requests", "rate_limit_exceeded"), retry_after_ms="20")
                 elif behaviour == "500": self.send(500, failure("server fell over", "server_error"), retry_after_ms="20")
                 elif behaviour == "401": self.send(401, failure(f"Incorrect API key provided: {self.headers.get('Authorization', '')[7:]}", "invalid_api_key"))

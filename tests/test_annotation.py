@@ -8,7 +8,7 @@ from skimage import data as photographs
 
 from chat_server import ChatServer
 from film.annotation import Cache, Summary, describe_dataset, encode_dataset, image_hash, plan_dataset, run_jobs
-from film.core import FilmError, write_image
+from film.core import FilmError, read_image, write_image
 from film.encoding import read_features
 from film.prompting import OpenAIWriter
 from film.text import ComponentError, MeasuredWriter, Region, describe
@@ -43,6 +43,16 @@ def texts_of(root): return {path.relative_to(root / "Text").as_posix(): path.rea
 
 
 # ---------------------------------------------------------------- describing
+
+def test_a_text_that_a_person_wrote_in_another_encoding_stays(root):
+    describe_dataset(root, "ivf", "Toy", **LIGHT)
+    own, odd = (root / "Text/IVF/Toy/VI" / name for name in ("p1.txt", "p2.json"))
+    own.write_bytes("Stra\u00dfe".encode("latin-1")); odd.write_text("[]")
+    write_image(root / "Image/IVF/Toy/VI/p3.jpg", read_image(root / "Image/IVF/Toy/VI/p3.png"))
+    summary = describe_dataset(root, "ivf", "Toy", **LIGHT)
+    assert own.read_bytes() == b"Stra\xdfe" and "save it as UTF-8" in summary.failed["VI/p1"] and "2 images of that name" in summary.failed["VI/p3"]
+    assert (summary.done, summary.kept, len(summary.failed)) == (0, 5, 2)  # p2, without facts that can be read, passes for a text of a person
+
 
 def test_files_and_their_facts(root):
     assert str(describe_dataset(root, "ivf", "Toy", **LIGHT)) == "8 made, 0 kept"
@@ -333,13 +343,13 @@ def test_every_component_by_command(root, tmp_path, capsys, monkeypatch):
         assert all(part["type"] == kind for r in server.requests for part, kind in zip(r["messages"][1]["content"], ("text", "image_url"), strict=True))
         assert film(capsys, *command)[1].strip() == "0 made, 4 kept" and len(server.requests) == asked
     facts = json.loads((root / "Text/IVF/Toy/IR/p1.json").read_text())
-    assert [r["label"] for r in facts["regions"]] == ["a sure thing", "an unsure thing"] and 0 < len(facts["masks"]) <= 3 and facts["caption"].startswith("a photo of")
+    assert [r["label"] for r in facts["regions"]] == ["sure thing", "unsure thing"] and 0 < len(facts["masks"]) <= 3 and facts["caption"].startswith("a photo of")
     assert "tiny,2,-10.0,-1.0" in facts["made_by"]["segmenter"] and "t0.5,seed7,image" in facts["made_by"]["writer"] and facts["made_by"]["dense"].endswith(",0.2")
     assert "sk-never" not in said and not [path for path in root.rglob("*") if path.is_file() and b"sk-never" in path.read_bytes()]
 
 
 @pytest.mark.parametrize("options, says", [
-    (["--device", "tpu"], "device 'tpu' is not available"), (["--dtype", "int3"], "invalid choice"), (["--dense", "grit"], "GritResults needs a model or file"), (["--writer", "none"], "add --json"),
+    (["--device", "tpu"], "device 'tpu' is not available"), (["--device", "meta"], "computes nothing"), (["--dry-run"], "add --dataset"), (["--dtype", "int3"], "invalid choice"), (["--dense", "grit"], "GritResults needs a model or file"), (["--writer", "none"], "add --json"),
     (["--writer", "openai:m", "--concurrency", "0"], "concurrency 0 is not between 1 and 1000"), (["--writer", "openai:m", "--max-retries", "-1"], "max_retries -1"), (["--writer", "openai:m", "--timeout", "0"], "timeout 0"),
     (["--writer", "openai:m", "--temperature", "nan"], "temperature nan"), (["--writer", "openai:m", "--prices", "-1", "2"], "a price -1"), (["--writer", "openai:m"], "set the environment variable OPENAI_API_KEY"),
     (["--segmenter", "sam"], "needs its checkpoint file"), (["--captioner", "measured:x"], "has no model to choose")])

@@ -1,4 +1,5 @@
 "The command line on good and bad input: results, one clear line, exit code 2, nothing half-written."
+import os
 import resource
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import film
 from film.cli import main
@@ -53,6 +55,10 @@ def write_bad_inputs(folder):
     write_image("other.png", ramp[:, :32])
     torch.save({"model": Hostile()}, "hostile.pth")
     torch.save({"model": {"module.x": torch.zeros(1)}}, "other.pth")
+    weights = film.load("ivf")
+    for name, state in dict(half=dict(list(weights.state_dict().items())[::2]), renamed={f"module.{name}": value for name, value in weights.state_dict().items()}).items():
+        weights.save_pretrained(name)
+        save_file({name: value.contiguous() for name, value in state.items()}, f"{name}/model.safetensors")
     np.save("narrow.npy", np.zeros((1, 5, 7), np.float32))
 
 
@@ -70,6 +76,10 @@ def write_bad_inputs(folder):
     (["a.png", "b.png", "--weights", "hostile.pth"], "only tensors and plain values"),
     (["a.png", "b.png", "--weights", "other.pth"], "no weights of this network"),
     (["a.png", "b.png", "--weights", "nowhere"], "no such weights"),
+    (["a.png", "b.png", "--weights", "half/checkpont.pt"], "no such weights"),
+    (["a.png", "b.png", "--weights", "half"], "Missing key"),
+    (["a.png", "b.png", "--weights", "renamed"], "Missing key"),
+    (["a.png", "b.png", "--dataset", "D"], "not both"),
     (["a.png", "b.png", "--method", "magic"], "choose one of film"),
     (["a.png", "b.png", "--device", "tpu"], "device"),
     (["a.png", "."], "give two images or two folders"),
@@ -86,6 +96,50 @@ def test_bad_input(images, capsys, argv, says):
 def test_bad_output_is_refused_first(images, capsys, out):
     code, _, err = run(capsys, "fuse", "a.png", "b.png", "-o", out)
     assert code == 2 and err.count("\n") == 1
+
+
+def test_sources_are_not_replaced(images, capsys):
+    before = {p.name: p.read_bytes() for p in images.iterdir()}
+    assert run(capsys, "fuse", "a.png", "b.png", "-o", images / "b.png", "--method", "average")[0] == 2
+    for folder in "AB": (images / folder).mkdir(); (images / folder / "p.png").write_bytes(before[f"{folder.lower()}.png"])
+    code, _, err = run(capsys, "fuse", "A", "B", "-o", "./A", "--method", "average")
+    assert code == 2 and "holds the sources" in err
+    assert before.items() <= {p.name: p.read_bytes() for p in images.iterdir() if p.is_file()}.items() and (images / "A" / "p.png").read_bytes() == before["a.png"]
+
+
+def test_a_refused_training_does_not_occupy_its_folder(images, capsys):
+    for modality in ("IR", "VI"): write_image(f"root/Image/IVF/D/{modality}/p.png", read_image("a.png"))
+    (images / "root/Image/IVF/D/train.txt").write_text("p\n")
+    command = ["train", "--data", "root", "--dataset", "D", "--out", "run", "--depth", 1, "--grid", 8, 32, "--crop", 32, 32, "--batch-size", 1, "--max-steps", 2, "--device", "cpu"]
+    for wrong, says in ((["--start", "nope"], "nope"), (["--crop", 8, 8], "crop"), (["--log-every", 0], "log_every must be at least 1"), (["--seed", -1], "seed")):
+        code, _, err = run(capsys, *command, *wrong)
+        assert code == 2 and says in err and "Traceback" not in err
+    assert run(capsys, *command)[0] == 0
+    for name, content in (("settings.json", b"{"), ("checkpoint.pt", b"")):
+        kept = (images / "run" / name).read_bytes()
+        (images / "run" / name).write_bytes(content)
+        code, _, err = run(capsys, *command, "--resume")
+        assert code == 2 and "Traceback" not in err
+        (images / "run" / name).write_bytes(kept)
+    torch.save([1], images / "run" / "checkpoint.pt")
+    code, _, err = run(capsys, *command, "--resume")
+    assert code == 2 and "not the checkpoint of a training run" in err
+
+
+def test_lists_that_are_none(images, capsys):
+    for modality in ("IR", "VI"): write_image(f"root/Image/IVF/D/{modality}/p.png", read_image("a.png"))
+    for content, says in ((b"\xe9t\xe9\n", "UTF-8"), (b"IR/p.png\n", "is a path")):
+        (images / "root/Image/IVF/D/odd.txt").write_bytes(content)
+        code, _, err = run(capsys, "fuse", "--data", "root", "--dataset", "D", "--split", "odd", "-o", "out")
+        assert code == 2 and says in err and err.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_and_a_terminal_without_arrows(images):
+    done = subprocess.run(f"{sys.executable} -m film info | true", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    for folder in "ABF": (images / folder).mkdir(); write_image(images / folder / "p.png", read_image("a.png"))
+    done = subprocess.run([sys.executable, "-m", "film", "evaluate", "F", "--a", "A", "--b", "B", "--metrics", "EN"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0 and b"EN ?" in done.stdout
 
 
 def test_full_disk(images):

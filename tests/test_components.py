@@ -105,7 +105,7 @@ def test_grit_results_in_three_forms(tmp_path):
     for name, content in forms.items():
         path = tmp_path / f"{name}.json"; path.write_text(json.dumps(content))
         (region,) = get_component("dense", f"grit:{path}").regions(description())
-        assert (region.label, region.box, region.source) == ("an orange cat", (2, 1, 435, 298), "grit")
+        assert (region.label, region.box, region.source) == ("orange cat", (2, 1, 435, 298), "grit")
     assert GritResults(tmp_path / "own.json").regions(description(name="dog")) == []
     with pytest.raises(FilmError, match="no image called bird"): GritResults(tmp_path / "own.json").regions(description(name="bird"))
 

@@ -125,15 +125,35 @@ def test_no_server_at_all():
 
 
 @pytest.mark.parametrize("behaviour,why", [("html", "not a chat completion|not JSON"), ("broken", "not JSON"), ("empty", "empty"), ("null", "empty"), ("refusal", "refused"), ("no-choices", "not a chat completion"),
-                                           ("cut", "cut off"), ("text:Too short.", "2 words")])
-def test_bad_replies_are_retried_with_the_reason_and_then_given_up(behaviour, why):
+                                           ("cut", "cut off"), ("text:Too short.", "2 words"), ("key", "held the key"), ('json:{"choices": "x"}', "not a chat completion"),
+                                           ('json:{"choices": [{"message": null}]}', "not a chat completion")])
+def test_bad_replies_are_retried_with_the_reason_and_then_given_up(behaviour, why, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     with ChatServer(behaviour, "good") as server:
         assert writer(server).write(description()).startswith("A dark infrared street")
         first, second = (request["messages"] for request in server.requests)
-        if behaviour in ("html", "broken", "no-choices"): assert first == second
+        if behaviour in ("html", "broken", "no-choices") or behaviour.startswith("json:"): assert first == second
         else: assert second[:2] == first and second[-1]["role"] == "user" and "cannot be used" in second[-1]["content"]
     with ChatServer(behaviour) as server, pytest.raises(FilmError, match=f"night: local-model gave no usable reply in 3 tries.*({why})") as caught: writer(server).write(description())
-    assert len(server.requests) == 3 and not isinstance(caught.value, ComponentError)
+    assert len(server.requests) == 3 and not isinstance(caught.value, ComponentError) and "sk-secret" not in str(server.requests)
+
+
+def test_usage_that_is_none_is_estimated():
+    body = json.dumps(dict(id="1", object="chat.completion", model="m", created=1, choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=GOOD.format(size="160x120")))], usage=dict(prompt_tokens=None, completion_tokens=None, total_tokens=None)))
+    with ChatServer(f"json:{body}") as server:
+        w = writer(server)
+        assert w.write(description()).startswith("A dark infrared") and w.budget.tokens_in > 0
+
+
+@pytest.mark.parametrize("key, url, says", [("\u201csk-secret\u201d", None, "not a key"), ("k", "http://[::1", "base_url")])
+def test_a_key_or_an_address_that_is_none(monkeypatch, key, url, says):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ComponentError, match=says): OpenAIWriter("m", base_url=url, max_retries=0).write(description())
+
+
+def test_a_budget_reserves_what_a_call_may_cost():
+    with ChatServer() as server, pytest.raises(BudgetReached): writer(server, prices=(0, 1000), max_cost=.3).write(description())  # 600 tokens may come, 250 are expected
+    assert not server.requests
 
 
 def test_questions_are_asked_one_by_one_and_joined():
