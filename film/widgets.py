@@ -49,6 +49,7 @@ class Result:
     scores: dict[str, float] # the paper's six metrics
     seconds: float
     note: str = ""           # a warning, such as that a text was cut
+    given: Film | None = None # the model, where one was given and not the name of its weights
 
 # %% ../nbs/09b_widgets.ipynb #65213da0
 REFERENCES = {"automatic": "the result of the automatic texts", "previous": "the result before"}  # what a result is compared with
@@ -188,7 +189,7 @@ class Explorer:
         named = "" if method != "film" else "bundled" if not self.weights else "given" if isinstance(self.weights, Film) else str(self.weights)
         label = f"{method}, {words}{'' if named == 'bundled' else ', other weights'}" if method == "film" else method
         note = "; ".join(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
-        return Result(label, method, named, tuple(texts) if method == "film" else ("", ""), luma, fused, metrics(fused, a, b), seconds, note)
+        return Result(label, method, named, tuple(texts) if method == "film" else ("", ""), luma, fused, metrics(fused, a, b), seconds, note, model if named == "given" else None)
 
     def _keep(self, result, place=None):
         self.number += 1
@@ -210,9 +211,10 @@ class Explorer:
         if to not in REFERENCES: raise FilmError(f"unknown reference {to!r}: choose one of {', '.join(REFERENCES)}")
         if not self.results: return None
         if to == "previous": return self.results[-2] if len(self.results) > 1 else None
-        named = "bundled" if not self.weights else "given" if isinstance(self.weights, Film) else str(self.weights)
+        given = self.weights if isinstance(self.weights, Film) else None
+        named = "given" if given else str(self.weights or "bundled")
         for result in reversed(self.results):
-            if (result.method, result.texts, result.weights) == ("film", self.automatic, named): return result
+            if (result.method, result.texts, result.weights) == ("film", self.automatic, named) and result.given is given: return result
         return self._keep(self._make("film", self.automatic), len(self.results) - 1)
 
     def difference(self,

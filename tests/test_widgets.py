@@ -58,6 +58,9 @@ def test_the_automatic_result_is_made_once_when_it_is_needed(explorer):
     assert np.array_equal(difference, 255 * (edited.luma - explorer.results[0].luma)) and np.abs(difference).max() > 0
     assert np.array_equal(explorer.difference("previous"), difference) and len(explorer.results) == 2
     with pytest.raises(FilmError, match="choose one of automatic, previous"): explorer.difference("best")
+    explorer.weights = Film(text_width=384, grid=(36, 48), depth=1, text_encoder="all-MiniLM-L6-v2").eval()  # another model's automatic result is another one
+    explorer.fuse()
+    assert explorer.reference() is explorer.results[-2] and explorer.reference().given is explorer.weights
 
 
 def test_only_the_latest_results_are_kept(explorer):
