@@ -478,15 +478,15 @@ def main(
 ) -> int:                          # exit code: 0 good, 1 some pairs failed, 2 wrong input, 130 interrupted
     "The command `film`."
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")  # where the terminal has no arrows
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")  # where the terminal has no arrows
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         code = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout: sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read this has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+        if sys.stdout is sys.__stdout__: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 141  # as shells report it
     except FilmError as e: message = str(e)
     except KeyboardInterrupt: message = "interrupted"
     except MemoryError: message = "not enough memory; make the images smaller"

@@ -8,7 +8,7 @@ __all__ = ['TASKS', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'LUMA', 'FilmError', 'Task',
            'rgb_to_chroma', 'merge_luma_chroma', 'to_uint8_rgb', 'contact_sheet', 'show']
 
 # %% ../nbs/00_core.ipynb #be955b3d
-import io, logging, os, re, tempfile
+import io, logging, os, re, tempfile, threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,30 +82,38 @@ def check_image(
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
 # %% ../nbs/00_core.ipynb #3fb80c55
+_quiet = dict(lock=threading.Lock(), readers=0)
+
 @contextmanager
 def quiet_decoders():
-    "What OpenCV and tifffile would log about a damaged file is not shown: the error says it in one line."
-    log, level = logging.getLogger("tifffile"), cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    before, log.disabled = log.disabled, True
+    "What OpenCV and tifffile would log about a damaged file is not shown: the error says it in one line. Several threads may read at once."
+    log = logging.getLogger("tifffile")
+    with _quiet["lock"]:
+        _quiet["readers"] += 1
+        if _quiet["readers"] == 1: _quiet["before"], log.disabled = (log.disabled, cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)), True
     try: yield
     finally:
-        log.disabled = before
-        cv2.utils.logging.setLogLevel(level)
+        with _quiet["lock"]:
+            _quiet["readers"] -= 1
+            if not _quiet["readers"]:
+                log.disabled, level = _quiet["before"]
+                cv2.utils.logging.setLogLevel(level)
 
 def _decode(raw: bytes) -> np.ndarray | None:
     "OpenCV's reading of a file, in RGB; None if it cannot."
     try: image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) if raw else None
-    except cv2.error: return None
-    white = re.match(rb"P([2356])(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)\s", raw[:4096])  # PGM and PPM say what is white
-    if image is not None and white and (white[1] in b"56" or int(white[2]) > 255):  # OpenCV looks at it in 8-bit text alone
+    except cv2.error: image = None
+    if image is None: return None
+    white = re.match(rb"P([2356])(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)\s", raw[:4096])  # PGM and PPM say what is white
+    if white and (white[1] in b"56" or int(white[2]) > 255):  # OpenCV looks at it in 8-bit text alone
         top = np.iinfo(image.dtype).max
         if 0 < int(white[2]) < top: image = np.rint(image * (top / int(white[2]))).clip(0, top).astype(image.dtype)
-    return np.ascontiguousarray(image[..., 2::-1]) if image is not None and image.ndim == 3 else image
+    return np.ascontiguousarray(image[..., 2::-1]) if image.ndim == 3 else image
 
 def plain_tiff(
     page: tifffile.TiffPage,
 ) -> bool:
-    "Whether the numbers in the file are the image (or, MINISWHITE, its negative): gray or RGB, 8 or 16 bit or float, upright, alpha not multiplied in."
+    "Whether the numbers in the file are the image (or, MINISWHITE, its negative): gray or RGB, 8 or 16 bit or float, upright; an alpha channel may follow."
     orientation = page.tags.get("Orientation")
     negative = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype != np.float32 and page.samplesperpixel == 1
     return ((negative or page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)) and page.dtype in (np.uint8, np.uint16, np.float32) and page.imagedepth == 1
@@ -118,7 +126,7 @@ def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
         with tifffile.TiffFile(io.BytesIO(raw)) as file:
             page = file.pages[0]
             separate = page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
-            alpha = tifffile.EXTRASAMPLE.UNASSALPHA in page.extrasamples
+            wide, alpha = page.dtype is not None and page.dtype.itemsize > 1, page.samplesperpixel == 4 and tifffile.EXTRASAMPLE.UNASSALPHA in page.extrasamples
             if plain_tiff(page):
                 try:
                     image = page.asarray()
@@ -128,7 +136,10 @@ def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
                     if "imagecodecs" not in str(e): raise FilmError(f"{path}: a damaged TIFF") from None  # else a compression that tifffile leaves to others
     except FilmError: raise
     except Exception: return None  # many kinds, where a file is damaged
-    if separate or alpha: raise FilmError(f"{path}: a TIFF with {'separate colour planes' if separate else 'transparency'} of this kind cannot be read right: save it uncompressed, or as PNG")
+    if alpha:
+        whole = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
+        alpha = whole is not None and whole.ndim == 3 and whole.shape[2] == 4 and (whole[..., 3] != np.iinfo(np.uint8).max).any()
+    if separate and wide or alpha and not wide: raise FilmError(f"{path}: a TIFF with {'transparency' if alpha else 'separate colour planes'} of this kind cannot be read right: save it as PNG")
 
 # %% ../nbs/00_core.ipynb #c333c631
 def read_image(

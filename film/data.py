@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .core import IMAGE_EXTENSIONS, FilmError, Task, atomic_write, get_task, read_image, to_float, to_gray, write_image
-from .encoding import AUTHORS_ENCODER, read_features
+from .encoding import AUTHORS_ENCODER, read_features, same_encoder
 
 # %% ../nbs/03_data.ipynb #013a810e
 def data_root(
@@ -147,20 +147,21 @@ def check_pairs(
 def files_digest(
     paths: Iterable[str | os.PathLike],
 ) -> str: # 64 hexadecimal digits
-    "SHA-256 of the files' contents and names, in this order; a file that cannot be read counts by its name alone."
+    "SHA-256 of the files' contents, in this order; one that cannot be read counts as empty."
     digest = hashlib.sha256()
-    for path in map(Path, paths):
+    for path in paths:
         try:
-            with path.open("rb") as file: content = hashlib.file_digest(file, "sha256").digest()
-        except OSError: content = b""
-        digest.update(os.fsencode(path.name) + b"\0" + content)
+            with open(path, "rb") as file: digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError: digest.update(bytes(32))
     return digest.hexdigest()
 
 def pairs_digest(
     pairs: list[Pair],
 ) -> str: # 64 hexadecimal digits
-    "SHA-256 of both images and the text features of every pair."
-    return files_digest(path for pair in pairs for path in (pair.a, pair.b, *((pair.text,) if pair.text else ())))
+    "SHA-256 of every pair's name, images and text features."
+    digest = hashlib.sha256()
+    for pair in pairs: digest.update(os.fsencode(pair.name) + b"\0" + files_digest((pair.a, pair.b, *((pair.text,) if pair.text else ()))).encode())
+    return digest.hexdigest()
 
 # %% ../nbs/03_data.ipynb #bdb72b11
 PAPER_SIZE = (288, 384)  # height, width: the paper's training size and the network's text grid
@@ -283,7 +284,7 @@ class _Packed:
         self.path, self.process, self.file = Path(path), None, None
         file = self._open()
         self.encoder = file.attrs.get("encoder", AUTHORS_ENCODER)  # the authors' own files do not say
-        if encoder and encoder != self.encoder: raise FilmError(f"{path}: text made with {self.encoder}, but {encoder} is needed; pack again")
+        if encoder and not same_encoder(encoder, self.encoder): raise FilmError(f"{path}: text made with {self.encoder}, but {encoder} is needed; pack again")
         missing = [group for group in self.groups if group not in file]
         if missing: raise FilmError(f"{path}: not a packed file, it has no group {' and no group '.join(missing)}")
         flat = [group for group in self.groups if not hasattr(file[group], "keys")]
@@ -587,9 +588,12 @@ def generate_pairs(
     if not images: raise FilmError(f"{photographs}: holds no images")
     if views and task.name != "mef": raise FilmError(f"only multi-exposure pairs have views, not {task.name}")
     if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
-    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed, photographs=files_digest(path for path, *_ in images.values())) | (dict(views=True) if views else {})
+    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | (dict(views=True) if views else {})
     try: there = json.loads(marks.read_text()) if folder.exists() else mark
     except (OSError, ValueError): there = None
+    if isinstance(there, dict):  # more photographs are welcome, but not where each may be another's view
+        before = there.setdefault("photographs", mark["photographs"])  # older marks do not say
+        if not views and before.items() <= mark["photographs"].items(): there["photographs"] = mark["photographs"]
     if there != mark: raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, or with other views; choose another name")
     with atomic_write(marks) as temporary: temporary.write_text(json.dumps(mark) + "\n")
     names, paths = [], [path for path, *_ in images.values()]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'ENCODER_IDS', 'AUTHORS_ENCODER', 'TextEncoder', 'minilm_folder', 'check_texts', 'BertEncoder',
-           'QFormerEncoder', 'extract_qformer', 'ConstantEncoder', 'get_encoder', 'encode', 'pair_features',
-           'write_features', 'read_features']
+           'QFormerEncoder', 'extract_qformer', 'ConstantEncoder', 'same_encoder', 'get_encoder', 'encode',
+           'pair_features', 'write_features', 'read_features']
 
 # %% ../nbs/02_blip2_encoding.ipynb #4ba249c2
 import json, os, re, warnings
@@ -147,7 +147,11 @@ class ConstantEncoder:
 def _own_id(kind: str, folder: str | os.PathLike) -> str:
     "The id of other weights, by which `get_encoder` finds them again: kind and hub id, or kind, folder and a hash of its configuration and sizes."
     from film.components import model_id
-    return f"{kind}:{Path(folder).resolve()}@{model_id(str(folder)).rpartition('@')[2]}" if Path(folder).exists() else f"{kind}:{folder}"
+    return f"{kind}:{folder}@{model_id(str(folder)).rpartition('@')[2]}" if Path(folder).exists() else f"{kind}:{folder}"
+
+def same_encoder(one: str, other: str) -> bool:
+    "Whether two ids mean the same weights, wherever their folders are."
+    return one == other or bool(re.search("@[0-9a-f]{8}$", one)) and (one.partition(":")[0], one[-9:]) == (other.partition(":")[0], other[-9:])
 
 ENCODERS = {
     "minilm": lambda device, folder: BertEncoder(folder or minilm_folder(), _own_id("minilm", folder) if folder else "all-MiniLM-L6-v2", device),
@@ -164,7 +168,7 @@ def get_encoder(
 ) -> TextEncoder:
     "The encoder of that name, loaded on first use and kept; `FilmError` names the choices."
     name, _, model = ENCODER_IDS.get(name, name).partition(":")
-    model, made_by = re.fullmatch(r"(.*?)(@[0-9a-f]{8})?", model).groups()
+    model, made_by = re.fullmatch(r"(?s)(.*?)(@[0-9a-f]{8})?", model).groups()
     folder = folder or model or None
     if name not in ENCODERS: raise FilmError(f"unknown text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
     key = (name, str(device or "cpu"), str(folder or ""))
@@ -229,5 +233,5 @@ def read_features(
     except (OSError, ValueError): raise FilmError(f"{sidecar}: not a readable sidecar; delete both files and encode again") from None
     if not isinstance(facts, dict) or facts.get("width") != features.shape[2]: raise FilmError(f"{sidecar}: says width {facts.get('width') if isinstance(facts, dict) else '?'}, the features have {features.shape[2]}")
     if not isinstance(facts.get("encoder"), str): raise FilmError(f"{sidecar}: names no text encoder; delete both files and encode again")
-    if encoder and facts.get("encoder") != encoder: raise FilmError(f"{path}: made with {facts.get('encoder')}, but {encoder} is needed; encode the texts again")
+    if encoder and not same_encoder(facts["encoder"], encoder): raise FilmError(f"{path}: made with {facts.get('encoder')}, but {encoder} is needed; encode the texts again")
     return features.astype(np.float32, copy=False), facts

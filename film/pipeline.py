@@ -105,8 +105,9 @@ def configure(
         if name == "task" and isinstance(value, list): value = ",".join(map(str, value))
         if name in GENERAL:
             default = GENERAL[name][0]
-            if value is None and default is not None: raise FilmError(f"{name} cannot be null")
-            config[name] = _checked(name, value, default if default is not None or value is None else 0 if name == "pairs" else ""); continue
+            if value is None and default is not None and name != "pairs": raise FilmError(f"{name} cannot be null")
+            if isinstance(value, Path): value = str(value)
+            config[name] = _checked(name, value, "" if default is None else default); continue
         if not isinstance(value, dict): raise FilmError(f"{name} is a stage: write its parameters below it, as in {name}: {{...}}")
         for key, given in value.items():
             if key in FILLED_IN: raise FilmError(f"{name}.{key} cannot be set for one stage: set {'task' if key == 'tasks' else 'out' if key == 'run' else key} for the whole run")

@@ -210,8 +210,8 @@ class OpenAIWriter:
     @property
     def _server(self) -> str:
         "A hash of the server's address, which may be nobody's business, without user, password and port, which often changes; '' for OpenAI itself."
-        address = self.base_url or os.environ.get("OPENAI_BASE_URL")
-        return "@" + hashlib.sha256(re.sub(r"//(?:[^/]*@)?([^/]*?)(:\d+)?(/|$)", r"//\1\3", address).encode()).hexdigest()[:8] if address else ""
+        address = re.sub(r"//(?:[^/]*@)?([^/]*?)(:\d+)?(/|$)", lambda found: f"//{found[1].lower()}{found[3]}", self.base_url or os.environ.get("OPENAI_BASE_URL") or "").rstrip("/")
+        return "@" + hashlib.sha256(address.encode()).hexdigest()[:8] if address and "//api.openai.com" not in address else ""
 
     @property
     def name(self) -> str:
@@ -248,7 +248,10 @@ class OpenAIWriter:
             try:
                 reply = self._complete(messages, description.name)
                 said = reply.message.content
-                if said and os.environ.get("OPENAI_API_KEY") and os.environ["OPENAI_API_KEY"] in said: said = None; raise InvalidReply("it held the key")
+                key = os.environ.get("OPENAI_API_KEY", "")
+                if said and len(key) >= 16 and key in said:  # shorter ones are no secrets but a word for a server that asks for none
+                    said = None
+                    raise InvalidReply("it held the key")
                 if getattr(reply.message, "refusal", None): raise InvalidReply("it refused instead of describing")
                 if reply.finish_reason == "length": raise InvalidReply("it was cut off before its end; be shorter")
                 return check_reply(said, description.size, self.prompts.words)

@@ -186,12 +186,13 @@ class Run:
         default, wanted = (json.loads(json.dumps(asdict(s))) for s in (TrainSettings(), settings))
         begun = self.checkpoint.exists() or self.log_file.exists()
         if not resume and begun: raise FilmError(f"{folder}: holds a training run already; continue it with --resume or choose another folder")
+        differing = []
         if settings_file.exists():
             try: found = default | json.loads(settings_file.read_text())  # a setting newer than the run has its default
             except (ValueError, TypeError): found = {"settings.json": "unreadable"}
             differing = [f"{name} {found[name]} -> {wanted.get(name)}" for name in found if found[name] != wanted.get(name)]
-            if differing and not begun: shutil.rmtree(self.folder / "texts", ignore_errors=True)  # what never came to a first step binds nobody
-            elif differing: raise FilmError(f"{folder}: the run was started with other settings ({'; '.join(differing)}); resume with the same or choose another folder")
+            if differing and begun: raise FilmError(f"{folder}: the run was started with other settings ({'; '.join(differing)}); resume with the same or choose another folder")
+        if not begun and (differing or not resume): shutil.rmtree(self.folder / "texts", ignore_errors=True)  # of a run that never came to its first step
         with atomic_write(settings_file) as temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n")
 
     def save(self, state: dict):
@@ -348,8 +349,8 @@ def train(
     for name, value in dict(log_every=log_every, picture_every=picture_every, checkpoint_every=checkpoint_every, validate_every=validate_every, stop_at=1 if stop_at is None else stop_at, workers=workers + 1).items():
         if value < 1: raise FilmError(f"{name} must be {'0 or more' if name == 'workers' else 'at least 1'}, found {value - (name == 'workers')}")
     fast.keep_memory()
-    if device not in (None, "cpu", "cuda"): raise FilmError(f"device {device!r}: choose cpu or cuda; which GPU, says CUDA_VISIBLE_DEVICES")
-    if device == "cuda" and not torch.cuda.is_available(): raise FilmError("device cuda is not available here; use cpu")
+    if device not in (None, "cpu", "cuda", "cuda:0"): raise FilmError(f"device {device!r}: choose cpu or cuda; which GPU, says CUDA_VISIBLE_DEVICES")
+    if device not in (None, "cpu") and not torch.cuda.is_available(): raise FilmError(f"device {device} is not available here; use cpu")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()): AcceleratorState._reset_state(True)  # else a second run in this process has the first one's device and precision
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
@@ -379,7 +380,7 @@ def train(
     elif settings.start != "default": film.load_state_dict(start_weights(settings.start, film))
     optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
     state = run.load() if main or resume else None
-    start, best, digest = 0, None, files_digest([packed]) if packed else pairs_digest(pairs)
+    start, best, digest = 0, None, files_digest([packed]) if packed else pairs_digest([replace(pair, text=None) for pair in pairs] if settings.encoder == "constant" else pairs)
     if state:
         if state.get("data", digest) != digest: raise FilmError(f"{out}: the run was started on other images or texts; resume with the same or choose another folder")
         film.load_state_dict(state["model"]); start, best = state["step"], state.get("best")
@@ -398,6 +399,7 @@ def train(
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=start) if main else None
     bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)
     step, recent = start, []
+    if main: run.log_file.touch()  # from here on the folder is this run's
     with stop_on_signal() as stopped, deterministic(accelerator.device):
         for epoch in range(start // steps_per_epoch, settings.epochs):
             data.set_epoch(epoch)

@@ -136,7 +136,7 @@ def test_lists_that_are_none(images, capsys):
 
 def test_a_reader_that_goes_away_and_a_terminal_without_arrows(images):
     done = subprocess.run(f"{sys.executable} -m film info | true", shell=True, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr
+    assert not done.stderr
     for folder in "ABF": (images / folder).mkdir(); write_image(images / folder / "p.png", read_image("a.png"))
     done = subprocess.run([sys.executable, "-m", "film", "evaluate", "F", "--a", "A", "--b", "B", "--metrics", "EN"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
     assert done.returncode == 0 and b"EN ?" in done.stdout

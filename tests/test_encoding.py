@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from film import encoding
 from film.core import FilmError
 from film.encoding import (AUTHORS_ENCODER, BertEncoder, QFormerEncoder, check_texts, encode, extract_qformer, get_encoder, minilm_folder, pair_features, read_features,
-                           write_features)
+                           same_encoder, write_features)
 from film.text import quietly
 from tiny_models import WORDS, save_blip2, save_qformer
 
@@ -77,6 +77,7 @@ def test_own_weights_are_found_again_by_the_id_that_files_record(tmp_path, monke
     one, two = (get_encoder(f"minilm:{tmp_path / name / 'all-MiniLM-L6-v2'}") for name in ("one", "two"))
     assert len({one.name, two.name, get_encoder().name}) == 3
     assert np.array_equal(get_encoder(one.name).encode(["a street"])[0], one.encode(["a street"])[0])
+    assert same_encoder(one.name, two.name) and not same_encoder(one.name, get_encoder().name)  # the same files elsewhere
     config = tmp_path / "two" / "all-MiniLM-L6-v2" / "config.json"
     config.write_text(config.read_text() + "\n")
     monkeypatch.setattr(encoding, "_loaded", {})

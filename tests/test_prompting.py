@@ -128,7 +128,7 @@ def test_no_server_at_all():
                                            ("cut", "cut off"), ("text:Too short.", "2 words"), ("key", "held the key"), ('json:{"choices": "x"}', "not a chat completion"),
                                            ('json:{"choices": [{"message": null}]}', "not a chat completion")])
 def test_bad_replies_are_retried_with_the_reason_and_then_given_up(behaviour, why, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123456789")
     with ChatServer(behaviour, "good") as server:
         assert writer(server).write(description()).startswith("A dark infrared street")
         first, second = (request["messages"] for request in server.requests)
@@ -233,7 +233,8 @@ def test_a_budget_holds_with_many_threads_and_gives_back_what_failed():
 def test_names_tell_prompts_versions_and_servers_apart(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert OpenAIWriter("m").name == "openai:m,paper/1,t0.2,seed0" and OpenAIWriter("m", prompts="questions").name == "openai:m,questions/1,t0.2,seed0"
-    servers = [OpenAIWriter("m", base_url=f"http://{address}/v1").name for address in ("a:1", "user:secret@a:2", "b:1")]  # two may call different models the same
+    servers = [OpenAIWriter("m", base_url=f"http://{address}/v1").name for address in ("a:1", "user:secret@A:2", "b:1")]  # two may call different models the same
+    assert OpenAIWriter("m", base_url="https://api.openai.com/v1/").name == OpenAIWriter("m").name and OpenAIWriter("m", base_url="http://a/v1/").name == servers[0]
     assert servers[0] == servers[1] != servers[2] and "//" not in servers[0]
     with pytest.raises(FilmError, match="choose one of paper, questions"): OpenAIWriter("m", prompts="poem")
     assert count_tokens([dict(content="x" * 400)]) == 104
