@@ -136,10 +136,12 @@ def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
                     if "imagecodecs" not in str(e): raise FilmError(f"{path}: a damaged TIFF") from None  # else a compression that tifffile leaves to others
     except FilmError: raise
     except Exception: return None  # many kinds, where a file is damaged
-    if alpha:
-        whole = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-        alpha = whole is not None and whole.ndim == 3 and whole.shape[2] == 4 and (whole[..., 3] != np.iinfo(np.uint8).max).any()
-    if separate and wide or alpha and not wide: raise FilmError(f"{path}: a TIFF with {'transparency' if alpha else 'separate colour planes'} of this kind cannot be read right: save it as PNG")
+    cannot = f"{path}: a TIFF with {{}} of this kind cannot be read right: save it as PNG"
+    if separate and wide: raise FilmError(cannot.format("separate colour planes"))
+    if alpha and not wide:
+        try: opaque = (cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)[..., 3] == 255).all()
+        except (cv2.error, TypeError, IndexError): return None
+        if not opaque: raise FilmError(cannot.format("transparency"))
 
 # %% ../nbs/00_core.ipynb #c333c631
 def read_image(
