@@ -193,11 +193,12 @@ def write_image(
 ):
     "Writes an image atomically; where the format has 8 bits a channel, uint16 is scaled to them. `FilmError` for an unknown extension or a failed write (disk full, no permission)."
     path = Path(path)
-    if path.suffix.lower() not in IMAGE_EXTENSIONS:
+    extension = path.suffix.lower()
+    if extension not in IMAGE_EXTENSIONS:
         raise FilmError(f"{path}: cannot write {path.suffix or 'a file without extension'}, use one of {' '.join(IMAGE_EXTENSIONS)}")
-    wrong = {".pgm": "a colour image: use .ppm or .png", ".ppm": "a gray image: use .pgm or .png"}.get(path.suffix.lower())
-    if wrong and (image.ndim == 3) == (path.suffix.lower() == ".pgm"): raise FilmError(f"{path}: cannot hold {wrong}")
-    if image.dtype == np.uint16 and path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".webp"): image = np.rint(image / 257).astype(np.uint8)
+    if extension == ".pgm" and image.ndim == 3: raise FilmError(f"{path}: cannot hold a colour image: use .ppm or .png")
+    if extension == ".ppm" and image.ndim == 2: raise FilmError(f"{path}: cannot hold a gray image: use .pgm or .png")
+    if image.dtype == np.uint16 and extension in (".jpg", ".jpeg", ".bmp", ".webp"): image = np.rint(image / 257).astype(np.uint8)
     if image.ndim == 3: image = image[..., ::-1]
     done, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image))
     if not done: raise FilmError(f"{path}: {image.dtype} of shape {image.shape} cannot be encoded as {path.suffix}")

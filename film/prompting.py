@@ -265,8 +265,9 @@ class OpenAIWriter:
         client = self.client
         import openai
         new = re.match(r"(o\d|gpt-5)", self.model)  # reasoning models: another name for the limit, and only their own temperature
-        options = dict(max_completion_tokens=2000) if new else dict(max_tokens=600, temperature=self.temperature)
-        held = self.budget.reserve(count_tokens(messages), 2000 if new else 600)  # what it may cost, not what it should
+        most = 2000 if new else 600
+        options = dict(max_completion_tokens=most) if new else dict(max_tokens=most, temperature=self.temperature)
+        held = self.budget.reserve(count_tokens(messages), most)  # what it may cost, not what it should
         used = None
         try:
             with self.gate: response = client.chat.completions.create(model=self.model, messages=messages, seed=self.seed, **options)

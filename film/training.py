@@ -346,8 +346,8 @@ def train(
         from accelerate.state import AcceleratorState
         from torch.utils.tensorboard import SummaryWriter
     except ImportError: raise FilmError("training needs more packages: pip install 'film-fusion[train]'") from None
-    for name, value in dict(log_every=log_every, picture_every=picture_every, checkpoint_every=checkpoint_every, validate_every=validate_every, stop_at=1 if stop_at is None else stop_at, workers=workers + 1).items():
-        if value < 1: raise FilmError(f"{name} must be {'0 or more' if name == 'workers' else 'at least 1'}, found {value - (name == 'workers')}")
+    for name, value, least in (("log_every", log_every, 1), ("picture_every", picture_every, 1), ("checkpoint_every", checkpoint_every, 1), ("validate_every", validate_every, 1), ("stop_at", stop_at, 1), ("workers", workers, 0)):
+        if value is not None and value < least: raise FilmError(f"{name} must be at least {least}, found {value}")
     fast.keep_memory()
     if device not in (None, "cpu", "cuda", "cuda:0"): raise FilmError(f"device {device!r}: choose cpu or cuda; which GPU, says CUDA_VISIBLE_DEVICES")
     if device not in (None, "cpu") and not torch.cuda.is_available(): raise FilmError(f"device {device} is not available here; use cpu")
