@@ -78,11 +78,11 @@ def gradient_loss(
     gain: float = 1.0,      # the stronger edge is wanted so many times as strong; 1 as released, above 1 for more contrast than the sources have
     smooth: float = 0.0,    # with `signed`: the stronger edge is chosen by strengths smoothed with a Gaussian of so many pixels (sigma), so that neighbours choose alike; 0: each pixel for itself
     brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times exp(brighter m**4), m its brightness smoothed alike; 0: strength alone
-    darker: float = 1.0,    # where A is darker than B, so much of the difference is kept: edges are those of B + darker (A - B); 1: all
+    cold: float = 0.0,      # where A is darker than B, edges are those of B - cold tanh((B - A) / cold), nowhere darker than B by more than `cold`; 0: those of A
     noise: float = 0.0,     # with `signed`: the edge wanted fades where the chosen edges, |x * Kx| + |x * Ky| smoothed like the choice, are no stronger than about this, times s**2 / (s**2 + noise**2); 0: nowhere
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
-    if darker != 1: a = a + (1 - darker) * F.relu(b - a)
+    if cold: a = torch.maximum(a, b - cold * torch.tanh((b - a) / cold))
     if not signed: return (sobel(fused, padding) - gain * torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
     fused, da, db = (derivatives(image, padding) for image in (fused, a, b))
     weight_a, weight_b = (smoothed(edges.abs().sum(1, keepdim=True), smooth) * (brighter * smoothed(image, smooth)**4).exp() for edges, image in ((da, a), (db, b)))
@@ -127,7 +127,7 @@ class LossWeights:
     gain: float = 1.0       # see `gradient_loss`
     smooth: float = 0.0     # see `gradient_loss`
     brighter: float = 0.0   # see `gradient_loss`
-    darker: float = 1.0     # see `gradient_loss`
+    cold: float = 0.0       # see `gradient_loss`
     noise: float = 0.0      # see `gradient_loss`
     clipped: float = 0.0    # see `intensity_loss`
 
@@ -144,7 +144,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b, weights.clipped)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.darker, weights.noise)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.cold, weights.noise)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)
