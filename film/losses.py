@@ -79,7 +79,8 @@ def gradient_loss(
     smooth: float = 0.0,    # with `signed`: the stronger edge is chosen by strengths smoothed with a Gaussian of so many pixels (sigma), so that neighbours choose alike; 0: each pixel for itself
     brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times exp(brighter m**4), m its brightness smoothed alike; 0: strength alone
     cold: float = 0.0,      # where A is darker than B, edges are those of B - cold tanh((B - A) / cold), nowhere darker than B by more than `cold`; 0: those of A
-    noise: float = 0.0,     # with `signed`: the edge wanted fades where the chosen edges, |x * Kx| + |x * Ky| smoothed like the choice, are no stronger than about this, times s**2 / (s**2 + noise**2); 0: nowhere
+    detail: float = 0.0,    # with `signed`: a weak edge is wanted stronger still, times 1 + detail / (1 + s / 0.3), s the chosen edges, |x * Kx| + |x * Ky| smoothed like the choice; 0: all alike
+    noise: float = 0.0,     # with `signed`: the edge wanted fades where s, as for `detail`, is no more than about this, times s**2 / (s**2 + noise**2); 0: nowhere
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
     if cold: a = torch.maximum(a, b - cold * torch.tanh((b - a) / cold))
@@ -87,9 +88,10 @@ def gradient_loss(
     fused, da, db = (derivatives(image, padding) for image in (fused, a, b))
     weight_a, weight_b = (smoothed(edges.abs().sum(1, keepdim=True), smooth) * (brighter * smoothed(image, smooth)**4).exp() for edges, image in ((da, a), (db, b)))
     wanted = torch.where(signed * weight_a >= weight_b, da, db)
-    if noise:
-        strength = smoothed(wanted.abs().sum(1, keepdim=True), smooth)**2
-        wanted = wanted * strength / (strength + noise**2)
+    if detail or noise:
+        strength = smoothed(wanted.abs().sum(1, keepdim=True), smooth)
+        if detail: gain = gain * (1 + detail / (1 + strength / 0.3))
+        if noise: gain = gain * strength**2 / (strength**2 + noise**2)
     return (fused - gain * wanted).abs().sum(1).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
@@ -128,6 +130,7 @@ class LossWeights:
     smooth: float = 0.0     # see `gradient_loss`
     brighter: float = 0.0   # see `gradient_loss`
     cold: float = 0.0       # see `gradient_loss`
+    detail: float = 0.0     # see `gradient_loss`
     noise: float = 0.0      # see `gradient_loss`
     clipped: float = 0.0    # see `intensity_loss`
 
@@ -144,7 +147,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b, weights.clipped)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.cold, weights.noise)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.cold, weights.detail, weights.noise)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)
