@@ -136,8 +136,7 @@ def describe_dataset(
     task, root = get_task(task), data_root(root)
     base = Path(out or root) / "Text"
     cache = cache or Cache(base / ".cache")
-    parts = {role: get_component(role, choice) if isinstance(choice, str) and choice != "none" else choice
-             for role, choice in dict(dense=dense, segmenter=segmenter, captioner=captioner, writer=writer).items()}
+    parts = _components(dense=dense, segmenter=segmenter, captioner=captioner, writer=writer)
     pairs, jobs = find_pairs(root, task, dataset, split, text=None), {}
     there = {folder: list_images(folder) for folder in {path.parent for pair in pairs for path in (pair.a, pair.b)}}
     for pair in pairs:
@@ -145,6 +144,16 @@ def describe_dataset(
             target = base / task.folder / dataset / modality / f"{pair.name}.txt"
             jobs[f"{modality}/{pair.name}"] = lambda p=path, m=modality, n=pair.name, t=target: _describe_file(p, there[p.parent].get(n, []), task, m, n, t, parts, cache, force)
     return run_jobs(jobs, workers, f"describing {dataset}")
+
+def _components(**choices): return {role: get_component(role, choice) if isinstance(choice, str) and choice != "none" else choice for role, choice in choices.items()}
+
+def _made_from(image, parts): return dict(image=image_hash(image), made_by={role: part.name for role, part in parts.items() if part != "none"})
+
+def _standing(target, made_from):
+    "'edited' for a text that a person wrote, 'kept' for one made of just this, else ''."
+    text, there = _text_and_facts(target)
+    if text and text != there.get("paragraph"): return "edited"
+    return "kept" if text and all(there.get(fact) == value for fact, value in made_from.items()) else ""
 
 def _text_and_facts(target):
     "The text file's content and the facts beside it; '' and {} where there are none. `FilmError` for a text that cannot be read: a person may have written it."
@@ -159,15 +168,11 @@ def _describe_file(path, same, task, modality, name, target, parts, cache, force
     "One image, and all images of its name, to its two files; 'done', 'kept' or 'edited'."
     if len(same) > 1: raise FilmError(f"{len(same)} images of that name in {path.parent}, one is needed")
     image = read_image(path)
-    wanted = dict(image=image_hash(image), made_by={role: part.name for role, part in parts.items() if part != "none"})
-    facts_path = target.with_suffix(".json")
-    if not force:
-        text, there = _text_and_facts(target)
-        if text and text != there.get("paragraph"): return "edited"
-        if text and all(there.get(fact) == value for fact, value in wanted.items()): return "kept"
+    made_from, facts_path = _made_from(image, parts), target.with_suffix(".json")
+    if not force and (standing := _standing(target, made_from)): return standing
     d = describe(image, task=task, modality=modality, name=name, remember=cache, **parts)
     target.unlink(missing_ok=True)  # killed between the two files, an old text beside new facts would pass for one edited by hand
-    with atomic_write(facts_path) as temporary: temporary.write_text(json.dumps(d.to_dict() | wanted, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(facts_path) as temporary: temporary.write_text(json.dumps(d.to_dict() | made_from, indent=1) + "\n", encoding="utf-8")
     with atomic_write(target) as temporary: temporary.write_text(d.paragraph + "\n", encoding="utf-8")
     return "done"
 
@@ -179,19 +184,19 @@ def plan_dataset(
     *,
     split: str | None = None,
     out: str | os.PathLike | None = None,
-    writer="measured",               # a name or a component
+    dense="objects", segmenter="grabcut", captioner="measured", writer="measured", # as in `describe_dataset`
+    force: bool = False,
 ) -> dict: # images, calls, tokens_in, tokens_out, cost in US dollars (None: prices unknown)
-    "What `describe_dataset` has still to do; makes no call and writes nothing. Files made with another writer count as not done."
+    "What `describe_dataset` with the same arguments has still to do; makes no call and writes nothing. What the cache holds is not looked up: the price is the most it can be."
     task, root = get_task(task), data_root(root)
-    writer = get_component("writer", writer) if isinstance(writer, str) else writer
-    todo = []
+    parts, todo = _components(dense=dense, segmenter=segmenter, captioner=captioner, writer=writer), []
+    writer = parts["writer"]
     for pair in find_pairs(root, task, dataset, split, text=None):
         for modality, path in zip(task.modalities, (pair.a, pair.b)):
             target = Path(out or root) / "Text" / task.folder / dataset / modality / f"{pair.name}.txt"
-            try: text, facts = _text_and_facts(target)
+            try:
+                if force or not _standing(target, _made_from(read_image(path), parts)): todo.append((path, modality))
             except FilmError: continue  # will fail, without a call
-            done = text and (text != facts.get("paragraph") or (facts.get("made_by") or {}).get("writer") == writer.name)
-            if not done and path.is_file(): todo.append((path, modality))
     plan = dict(images=len(todo), calls=0, tokens_in=0, tokens_out=0, cost=0.0)
     if not todo or not hasattr(writer, "estimate"): return plan
     looks = todo[::-(-len(todo) // 8)]

@@ -97,9 +97,12 @@ def add_evaluate(p: argparse.ArgumentParser):
 # %% ../nbs/09_cli.ipynb #36df1fbf
 def run_evaluate(args) -> int:
     "`film evaluate`"
-    from film.data import find_pairs, pair_folders
+    from film.data import data_root, find_pairs, pair_folders
     from film.evaluation import evaluate_folders, paper_table, to_markdown, write_report
+    if args.dataset and (args.a or args.b): raise FilmError("name the sources once: --a and --b, or --dataset")
     if args.paper and not args.fused:
+        given = [f"--{name}" for name, default in dict(a=None, b=None, task="ivf", split="test", metrics="paper", workers=None).items() if getattr(args, name) != default]
+        if given: raise FilmError(f"without a folder of fused images --paper scores whole test sets in the paper's metrics: leave out {', '.join(given)}, or name a folder")
         from film.fast import keep_memory
         from film.reproduction import reproduce, reproduction_table
         keep_memory()
@@ -108,12 +111,13 @@ def run_evaluate(args) -> int:
     if not args.fused: raise FilmError("name a folder of fused images, or --paper to make the reproduction table")
     if bool(args.dataset) == bool(args.a and args.b): raise FilmError("name the sources: --a and --b, or --dataset")
     if args.paper and not args.dataset: raise FilmError("--paper needs --dataset")
-    pairs = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b)
+    pairs, listed = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b), None
+    if args.dataset and (data_root(args.data) / "Image" / TASKS[args.task].folder / args.dataset / "test.txt").is_file(): listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")]
     evaluation = evaluate_folders(args.fused, pairs, args.metrics, args.workers)
-    print(paper_table(evaluation, args.dataset, [pair.name for pair in pairs]) if args.paper else to_markdown(evaluation))
+    print(paper_table(evaluation, args.dataset, listed) if args.paper else to_markdown(evaluation))
     for problem in evaluation.problems: print(problem.message, file=sys.stderr)
     if args.out:
-        for path in write_report(args.out, evaluation, args.dataset, args.paper, [pair.name for pair in pairs] if args.dataset else None): print(path)
+        for path in write_report(args.out, evaluation, args.dataset, args.paper, listed): print(path)
     return 1 if evaluation.problems else 0
 
 # %% ../nbs/09_cli.ipynb #8ac1478f
@@ -171,7 +175,7 @@ def run_describe(args) -> int:
         return 0
     where = dict(split=args.split, out=args.out)
     if args.dry_run:
-        for name, value in plan_dataset(args.path, args.task, args.dataset, writer=parts["writer"], **where).items(): print(f"{name:11s}{'unknown' if value is None else value}")
+        for name, value in plan_dataset(args.path, args.task, args.dataset, force=args.force, **where, **parts).items(): print(f"{name:11s}{'unknown' if value is None else value}")
         return 0
     summary = describe_dataset(args.path, args.task, args.dataset, workers=args.workers, cache=Cache(args.cache) if args.cache else None, force=args.force, **where, **parts)
     print(summary)
@@ -241,6 +245,13 @@ def run_generate(args) -> int:
     return 0
 
 # %% ../nbs/09_cli.ipynb #c3b9a7e4
+def _or_none(kind):
+    "A kind of value that may be None."
+    def parse(word): return None if word.lower() == "none" else kind(word)
+    parse.__name__ = kind.__name__  # for argparse's message
+    return parse
+
+
 def add_settings(
     p,                              # a parser or a group of one
     names: list[str] | None = None, # fields of `film.training.TrainSettings`; None: all
@@ -252,7 +263,8 @@ def add_settings(
         option = dict(help=f"{f.metadata['help']} ({f.default})".replace("%", "%%"), default=argparse.SUPPRESS)
         if isinstance(f.default, bool): option["action"] = argparse.BooleanOptionalAction
         elif isinstance(f.default, tuple): option |= dict(type=int, nargs=2, metavar=("ROWS", "COLUMNS"))
-        else: option |= dict(type=f.metadata.get("type", type(f.default)), metavar="X")
+        elif f.default is None: option |= dict(type=_or_none(f.metadata["type"]), metavar="X")
+        else: option |= dict(type=type(f.default), metavar="X")
         p.add_argument(f"--{name.replace('_', '-')}", **option)
 
 

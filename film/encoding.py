@@ -200,15 +200,17 @@ def write_features(
     encoder: str,            # the encoder's `name`
     **more,                  # further facts for the sidecar, such as a hash of the texts
 ):
-    "Writes the feature file and, before it, its sidecar; each appears whole or not at all."
+    "Writes the feature file and, before it, its sidecar; each appears whole or not at all, and never beside one of another time."
     path = Path(path)
     if path.suffix != ".npy": raise FilmError(f"{path}: a feature file ends in .npy")
     features = np.asarray(features, np.float32)
     if features.ndim != 3 or features.shape[0] != 1 or 0 in features.shape: raise FilmError(f"{path}: text features must have shape (1, L, D), not {features.shape}")
     if not np.isfinite(features).all(): raise FilmError(f"{path}: text features contain NaN or infinite values")
     facts = dict(encoder=encoder, width=features.shape[2], tokens=features.shape[1], **more)
-    with atomic_write(path.with_suffix(".json")) as temporary: temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    with atomic_write(path) as temporary: np.save(temporary, features, allow_pickle=False)
+    with atomic_write(path) as temporary:
+        np.save(temporary, features, allow_pickle=False)
+        path.unlink(missing_ok=True)  # killed between the two files, old features beside new facts would pass for new ones
+        with atomic_write(path.with_suffix(".json")) as sidecar: sidecar.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 # %% ../nbs/02_blip2_encoding.ipynb #570e0c2c
 AUTHORS_ENCODER = "blip2-qformer"  # what a feature file without sidecar was made with: the authors' released ones have none

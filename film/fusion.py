@@ -102,12 +102,16 @@ def reduced(
 
 # %% ../nbs/07_fusion.ipynb #cef6c66f
 def text_tokens(
-    text: None | str | list[str] | tuple[str, str] | np.ndarray | torch.Tensor | Path, # see `fuse`
+    text: None | str | list[str] | tuple[str, str] | np.ndarray | torch.Tensor | Path | Pair, # see `fuse`; a pair of a data set: its feature file, if it has one that the weights' encoder made
     images: tuple[np.ndarray, np.ndarray], # the pair, to be described if there is no text
     task: Task,
     model: Film | Runner | Exported | Graphed,
 ) -> np.ndarray:                           # (1, L, text_width) float32
     "Token features of whatever the user gave as text."
+    if model.text_encoder == "constant": return np.ones((1, 1, 1), np.float32)  # weights trained without text take none
+    if isinstance(text, Pair):
+        features, facts = (None, {}) if text.text is None else read_features(text.text)
+        text = features if facts.get("encoder") == model.text_encoder else None
     if isinstance(text, Path): text = read_features(text, encoder=model.text_encoder)[0]
     if isinstance(text, (np.ndarray, torch.Tensor)):
         features = text.detach().float().cpu().numpy() if isinstance(text, torch.Tensor) else np.ascontiguousarray(text, np.float32)
@@ -116,7 +120,6 @@ def text_tokens(
             raise FilmError(f"token features have shape {tuple(text.shape)}; these weights need (L, {model.text_width}) or (1, L, {model.text_width}), made by {model.text_encoder}")
         if not np.isfinite(features).all(): raise FilmError("token features contain NaN or infinite values")
         return features
-    if model.text_encoder == "constant": return np.ones((1, 1, 1), np.float32)  # weights trained without text take none
     if text is None: text = [describe(reduced(image), task=task.name, modality=modality).paragraph for image, modality in zip(images, task.modalities)]
     texts = [text] if isinstance(text, str) else list(text)
     if len(texts) not in (1, 2): raise FilmError(f"text must be one string for both images or two, one an image; got {len(texts)}")
@@ -154,7 +157,10 @@ def fuse_lumas(
     text = [torch.from_numpy(text[0]) for *_, text in pairs]
     mask = None if len({len(t) for t in text}) == 1 else torch.arange(max(map(len, text))) < torch.tensor([len(t) for t in text])[:, None]
     text = torch.nn.utils.rnn.pad_sequence(text, batch_first=True).to(network.device)
-    fused = network(a, b, text, None if mask is None else mask.to(network.device), room)
+    try: fused = network(a, b, text, None if mask is None else mask.to(network.device), room)
+    except (RuntimeError, MemoryError) as e:
+        if not isinstance(e, (torch.cuda.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(e): raise
+        raise FilmError(f"{a.shape[3]}x{a.shape[2]}: not enough memory on {network.device}; set a limit on a CPU (max_memory, --max-memory), or make the images smaller") from None
     return list(fused[:, 0].float().cpu().numpy())
 
 # %% ../nbs/07_fusion.ipynb #3f2c12c1
@@ -358,9 +364,12 @@ def fuse_stream(
     waiting, reading, group, writing = deque(pairs), deque(), [], deque()           # the last three hold (name, what there is of it)
 
     def fuse_group():
-        if not group: return
-        try: writing.extend((name, writer.submit(write, name, images, luma)) for (name, images), luma in zip(group, fused(group)))
-        except FilmError as e: writing.extend((name, str(e)) for name, _ in group)
+        parts = [[*group]] if group else []
+        for part in parts:
+            try: writing.extend((name, writer.submit(write, name, images, luma)) for (name, images), luma in zip(part, fused(part)))
+            except FilmError as e:
+                if len(part) == 1: writing.append((part[0][0], str(e)))
+                else: parts.extend([one] for one in part)  # too much memory at once, or one of them is at fault
         group.clear()
 
     def written(but: int) -> Iterator[tuple[str, str | None]]:
@@ -449,7 +458,7 @@ def fuse_pairs(
     out_dir: str | os.PathLike, # results, <name>.png
     *,
     resume: bool = False,       # leave results that are there
-    text: Callable[[Pair], object] = lambda pair: pair.text, # what `fuse` takes as text; by default the pair's feature file, if it has one
+    text: Callable[[Pair], object] = lambda pair: pair, # what `fuse` takes as text; by default the pair's feature file, if it has one that the weights' encoder made; else its images are described
     workers: int = 1,           # processes, which share the threads; for a CPU
     **options,                  # task, weights, device, method, ...: see `fuse`; batch: see `fuse_stream`
 ) -> Summary:

@@ -6,18 +6,19 @@
 __all__ = ['NOTEBOOKS', 'STAGES', 'REPORT', 'GENERAL', 'FILLED_IN', 'INTERRUPTED', 'Stage', 'notebook_parameters', 'defaults',
            'configure', 'chosen_tasks', 'read_config', 'parse_setting', 'merge', 'config_text', 'select_pairs',
            'digest', 'stage_code', 'libraries', 'dependencies', 'reason_to_run', 'forget_texts', 'execute',
-           'environment', 'check_config', 'run_pipeline', 'collect_metrics', 'picture_uri', 'repeat_command',
-           'make_report']
+           'environment', 'check_config', 'run_pipeline', 'collect_metrics', 'picture_uri', 'shareable',
+           'repeat_command', 'make_report']
 
 # %% ../nbs/10_pipeline.ipynb #4620f69a
 import ast, base64, csv, difflib, hashlib, json, os, platform, re, shlex, shutil, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Callable
 
 from .core import TASKS, FilmError, Task, atomic_write, get_task, read_image, to_uint8_rgb
@@ -69,7 +70,7 @@ GENERAL = { # name -> default, explanation
     "device": (None, "cpu, cuda, ...; null: cuda where there is one"),
     "out": (None, "the run's folder; null: outputs/pipeline/<task>-<dataset>"),
 }
-FILLED_IN = ("task", "tasks", "dataset", "run", "seed", "device") # parameters of notebooks that the pipeline gives
+FILLED_IN = ("task", "tasks", "dataset", "run", "seed", "device", "notebooks") # parameters of notebooks that the pipeline gives
 
 def defaults(
     notebooks: Path = NOTEBOOKS,
@@ -253,11 +254,12 @@ def dependencies(
     folder: Path,      # of the task (report: of the run)
     notebook: Path,
     parameters: dict,  # what the notebook is given
+    selected: Path | None = None, # where data/Image lies, if not in `folder`
 ) -> dict[str, dict]:  # parameters, code, inputs
     "All that decides a stage's result."
     from film.fusion import BUNDLED, WEIGHTS_FOLDER
-    values = {name: value for name, value in parameters.items() if name != "run"}  # where a run lies decides nothing
-    inputs = {path: digest(folder / path) for path in stage.needs}
+    values = {name: value for name, value in parameters.items() if name not in ("run", "notebooks")}  # where they lie decides nothing
+    inputs = {path: digest((selected if selected and path.endswith("data/Image") else folder) / path) for path in stage.needs}
     if values.get("bundled") or values.get("start") == "bundled": inputs["bundled weights"] = digest(WEIGHTS_FOLDER / BUNDLED[values["task"]] / "model.safetensors")
     if values.get("dense") == "objects": inputs["detector"] = digest(WEIGHTS_FOLDER / "nanodet-g.safetensors")
     if stage is REPORT: inputs["template"] = digest(Path(notebook).with_suffix(".html"))
@@ -350,7 +352,9 @@ def _alone(folder):
     "One run at a time in a folder, where the system has file locks; a killed process holds none."
     try: import fcntl
     except ImportError: yield; return
-    with open(folder / ".lock", "w") as file:
+    try: file = open(folder / ".lock", "w")
+    except OSError as e: raise FilmError(f"{folder}: cannot be written to ({e.strerror}); choose another --out") from None
+    with file:
         try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise FilmError(f"{folder}: another pipeline is running there; wait for it, or choose another --out") from None
         yield
@@ -387,16 +391,19 @@ def run_pipeline(
     config = check_config(configure(changes or {}, notebooks))
     tasks, run, ran = chosen_tasks(config["task"]), Path(config["out"]), []
     jobs = [(task.name, stage, run / task.name) for task in tasks for stage in STAGES] + [("", REPORT, run)]
-    run.mkdir(parents=True, exist_ok=True)
-    with _alone(run):
-        for task in tasks: select_pairs(config, task, run / task.name)
+    if not dry_run:
+        try: run.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise FilmError(f"{run}: no folder can be made there ({e.strerror}); choose another --out") from None
+    with nullcontext() if dry_run else _alone(run), TemporaryDirectory() as aside:
+        selected = Path(aside) if dry_run else run  # to say what would run, nothing in the run's folder changes
+        for task in tasks: select_pairs(config, task, selected / task.name)
         if not dry_run:
             with atomic_write(run / "pipeline.yaml") as temporary: temporary.write_text(config_text(config, notebooks), encoding="utf-8")
         for number, (task, stage, folder) in enumerate(jobs, 1):
             notebook, executed, stamp = notebooks / f"{stage.name}.ipynb", folder / "notebooks" / f"{stage.name}.ipynb", folder / "stamps" / f"{stage.name}.json"
-            given = dict(task=task, tasks=[task.name for task in tasks], dataset=config["dataset"], run=str(folder), seed=config["seed"], device=config["device"])
+            given = dict(task=task, tasks=[task.name for task in tasks], dataset=config["dataset"], run=str(folder), seed=config["seed"], device=config["device"], notebooks=None if notebooks == NOTEBOOKS else str(notebooks))
             parameters = _as_stored(config[stage.name] | {name: given[name] for name in notebook_parameters(notebook) if name in given})
-            wanted = _as_stored(dependencies(stage, folder, notebook, parameters))
+            wanted = _as_stored(dependencies(stage, folder, notebook, parameters, selected / task))
             reason = "you asked for it" if force else reason_to_run(stage, folder, wanted, _read_stamp(stamp), executed)
             label = f"[{number}/{len(jobs)}] {task + ' ' * bool(task)}{stage.name}"
             if not reason: say(f"{label}: unchanged, skipped"); continue
@@ -449,15 +456,28 @@ def picture_uri(
     return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}", image.shape[1], image.shape[0]
 
 # %% ../nbs/10_pipeline.ipynb #b824dd7d
+def shareable(
+    value, # of a parameter
+):
+    "The value without what is this machine's own: an absolute path becomes PATH, a server's address URL."
+    if isinstance(value, dict): return {name: shareable(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)): return [shareable(part) for part in value]
+    if not isinstance(value, str): return value
+    component, rest = re.fullmatch(r"(\w+:(?!//))?(.*)", value, re.DOTALL).groups("")  # as in grit:FILE
+    return component + ("URL" if re.match(r"\w+://", rest) else "PATH" if rest.startswith("~") or Path(rest).is_absolute() else rest)
+
 def repeat_command(
     config: dict,
+    notebooks: Path = NOTEBOOKS,
 ) -> str:
-    "The command line of a configuration: what differs from the defaults. A path of this machine is written in capitals."
-    standard, words = defaults(), ["film", "pipeline"]
-    def shown(value): return value if isinstance(value, str) else _yaml().safe_dump(value, default_flow_style=True).splitlines()[0]
+    "The command line of a configuration: what differs from the defaults, as far as it is `shareable`."
+    standard, words = defaults(notebooks), ["film", "pipeline"] + ["--notebooks", "NOTEBOOKS"] * (Path(notebooks) != NOTEBOOKS)
+    def shown(value):
+        value = shareable(value)
+        return value if isinstance(value, str) else _yaml().safe_dump(value, default_flow_style=True).splitlines()[0]
     for name in GENERAL:
         if name == "out" or config[name] == standard[name]: continue
-        option = "DATA" if name == "data" and Path(config[name]).is_absolute() else shown(config[name])
+        option = "DATA" if name == "data" and shareable(config[name]) == "PATH" else shown(config[name])
         words += [f"--{name}", option] if name in ("task", "data", "dataset", "pairs", "seed", "device") else ["--set", f"{name}={option}"]
     for stage in (*STAGES, REPORT):
         for name, value in config[stage.name].items():
@@ -498,22 +518,23 @@ def make_report(
     run: str | os.PathLike,
     metrics: dict,        # from `collect_metrics`
     *,
+    notebooks: str | os.PathLike | None = None, # folder of the stages' notebooks; None: the package's
     title: str = "Image fusion guided by language",
     height: int = 360,    # pixels, of the images in it
     quality: int = 85,    # JPEG quality of the images in it
 ) -> Path:
     "Writes report.html."
     from jinja2 import Environment, StrictUndefined
-    run = Path(run)
-    config = configure(read_config(run / "pipeline.yaml"))
-    standard, packages = defaults(), environment()
+    run, notebooks = Path(run), Path(notebooks or NOTEBOOKS)
+    config = configure(read_config(run / "pipeline.yaml"), notebooks)
+    standard, packages = defaults(notebooks), environment()
     tasks = [_task_facts(run, TASKS[task], config, facts["methods"], height, quality) for task, facts in metrics["tasks"].items()]
-    parameters = [("all stages", name, config[name], config[name] != standard[name], words) for name, (_, words) in GENERAL.items() if name not in ("out", "data")]
-    parameters += [(stage.name, name, value, value != standard[stage.name][name], "") for stage in STAGES for name, value in config[stage.name].items()]
+    parameters = [("all stages", name, shareable(config[name]), config[name] != standard[name], words) for name, (_, words) in GENERAL.items() if name not in ("out", "data")]
+    parameters += [(stage.name, name, shareable(value), value != standard[stage.name][name], "") for stage in STAGES for name, value in config[stage.name].items()]
     main = ("film-fusion", "torch", "transformers", "numpy", "opencv-python-headless", "accelerate", "h5py", "papermill")
     versions = [("Python", platform.python_version())] + [(name, line.partition("==")[2]) for name in main for line in packages.splitlines() if line.startswith(f"{name}==")]
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string((NOTEBOOKS / "report.html").read_text(encoding="utf-8"))
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(next(page for folder in (notebooks, NOTEBOOKS) if (page := folder / "report.html").is_file()).read_text(encoding="utf-8"))
     page = template.render(title=title, dataset=config["dataset"], seed=config["seed"], device=config["device"], made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC"), tasks=tasks, sample=config["dataset"] == "Sample",
-                           parameters=parameters, command=repeat_command(config), versions=versions, environment=packages, film=version("film-fusion"))
+                           parameters=parameters, command=repeat_command(config, notebooks), versions=versions, environment=packages, film=version("film-fusion"))
     with atomic_write(run / "report.html") as temporary: temporary.write_text(page, encoding="utf-8")
     return run / "report.html"

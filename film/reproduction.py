@@ -40,7 +40,7 @@ def reproduce_one(
     task, out = get_task(task), Path(out)
     pairs = check_pairs(find_pairs(root, task, dataset, "test"))
     methods = ["film", *methods_for(task)]
-    made_from = " ".join([version("film-fusion"), files_digest(sorted(WEIGHTS_FOLDER.parent.glob("*.py"))), pairs_digest(pairs)])  # code and sources
+    made_from = " ".join([version("film-fusion"), files_digest(sorted([*WEIGHTS_FOLDER.parent.glob("*.py"), *WEIGHTS_FOLDER.parent.glob("_native*")])), pairs_digest(pairs)])  # code and sources
     for method in methods:
         folder, made_by = out / dataset / method, made_from
         if method == "film": made_by += " " + checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors")

@@ -39,9 +39,9 @@ class TrainSettings:
     task: str = setting("ivf", "'ivf', 'mif', 'mef' or 'mff'")
     dataset: str = setting("RoadScene", "folder under Image/<TASK>/; several with + between them")
     split: str = setting("train", "split list that names the pairs")
-    validation: int = setting(0, "pairs of that list held out, drawn by the seed; their mean loss, at 288x384 in either mode so that runs compare, is logged, and the weights with the lowest are kept")
+    validation: int = setting(0, "pairs of that list held out, drawn by the seed; their mean loss, at 288x384 in either mode so that runs compare (medical images at their own size), is logged, and the weights with the lowest are kept")
     encoder: str = setting("minilm", "text encoder for pairs without a feature file; 'constant': train without text")
-    mode: str = setting("paper", "'paper': whole images at 288x384; 'crop': random windows of the image's own pixels")
+    mode: str = setting("paper", "'paper': whole images at 288x384 (medical ones at their own size, which must be one for all of a batch); 'crop': random windows of the image's own pixels")
     crop: tuple[int, int] = setting((128, 128), "mode 'crop': rows, columns")
     flips: bool = setting(False, "mode 'crop': mirror at random, both ways")
     darken: float = setting(1.0, "above 1 either image is darkened at random, x ** gamma with gamma up to this, so that weights fit cameras darker than those of the training pairs")
@@ -192,7 +192,7 @@ class Run:
             except (ValueError, TypeError): found = {"settings.json": "unreadable"}
             differing = [f"{name} {found[name]} -> {wanted.get(name)}" for name in found if found[name] != wanted.get(name)]
             if differing and begun: raise FilmError(f"{folder}: the run was started with other settings ({'; '.join(differing)}); resume with the same or choose another folder")
-        if not begun and (differing or not resume): shutil.rmtree(self.folder / "texts", ignore_errors=True)  # of a run that never came to its first step
+        if settings_file.exists() and not begun and (differing or not resume): shutil.rmtree(self.folder / "texts", ignore_errors=True)  # of a run that never came to its first step
         with atomic_write(settings_file) as temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n")
 
     def save(self, state: dict):

@@ -156,10 +156,14 @@ def test_the_budget_ends_the_run_and_a_higher_one_resumes_it(root):
         poor, rich = (chat(server, prices=(10, 10), max_cost=most) for most in (.02, 1))
         first = describe_dataset(root, "ivf", "Toy", writer=poor, workers=3, **LIGHT)
         assert 0 < first.done < 8 and "cost limit" in first.stopped and poor.budget.spent <= .02
-        plan = plan_dataset(root, "ivf", "Toy", writer=rich)
+        plan = plan_dataset(root, "ivf", "Toy", writer=rich, **LIGHT)
         assert plan["images"] == plan["calls"] == 8 - first.done
         second = describe_dataset(root, "ivf", "Toy", writer=rich, workers=3, **LIGHT)
         assert (second.done, second.kept) == (8 - first.done, first.done) and len(server.requests) == 8
+        def calls(**options): return plan_dataset(root, "ivf", "Toy", **dict(LIGHT, writer=rich) | options)["calls"]
+        assert calls() == 0 and calls(force=True) == calls(dense="objects") == 8
+        write_image(root / "Image" / "IVF" / "Toy" / "IR" / "p0.png", np.full((48, 64), 9, np.uint8))
+        assert calls() == 1  # another image
         assert .6 < plan["cost"] / rich.budget.spent < 1.7
 
 

@@ -1,4 +1,5 @@
 "The command line on good and bad input: results, one clear line, exit code 2, nothing half-written."
+import argparse
 import os
 import resource
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import film
-from film.cli import main
+from film.cli import add_settings, given_settings, main
 from film.core import FilmError, read_image, write_image
 
 
@@ -200,6 +201,17 @@ def test_describe_encode_pack(dataset, tmp_path, capsys):
     assert run(capsys, "pack", *options, "-o", tmp_path / "tiny.h5")[0] == 0 and (tmp_path / "tiny.h5").exists()
     code, out, _ = run(capsys, "fuse", "--data", dataset, "--dataset", "Tiny", "--split", "train", "-o", tmp_path / "fused", "--gray")
     assert code == 0 and "6 fused" in out and read_image(tmp_path / "fused" / "p3.png").ndim == 2
+    for i in range(6): np.save(dataset / "TextFeature" / "IVF" / "Tiny" / f"p{i}.npy", np.ones((1, 5, 768), np.float32)); (dataset / "TextFeature" / "IVF" / "Tiny" / f"p{i}.json").unlink()
+    code, out, _ = run(capsys, "fuse", "--data", dataset, "--dataset", "Tiny", "--split", "train", "-o", tmp_path / "again", "--gray")  # released features beside weights that cannot use them
+    assert code == 0 and "6 fused" in out and np.array_equal(read_image(tmp_path / "again" / "p3.png"), read_image(tmp_path / "fused" / "p3.png"))
+    code, _, err = run(capsys, "fuse", dataset / "Image/IVF/Tiny/IR/p0.png", dataset / "Image/IVF/Tiny/VI/p0.png", "--text-features", dataset / "TextFeature/IVF/Tiny/p0.npy", "-o", tmp_path / "one.png")
+    assert code == 2 and "made with blip2-qformer" in err  # what was asked for is not replaced in silence
+
+
+def test_a_limit_can_be_switched_off():
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    assert given_settings(parser.parse_args(["--clip", "none", "--max-tokens", "None", "--max-steps", "3"])) == dict(clip=None, max_tokens=None, max_steps=3)
 
 
 def test_evaluate(dataset, tmp_path, capsys):
@@ -211,3 +223,18 @@ def test_evaluate(dataset, tmp_path, capsys):
     code, out, err = run(capsys, "evaluate", tmp_path / "average", *where)
     assert code == 1 and "p2: no fused image" in err
     assert run(capsys, "evaluate", tmp_path / "average")[0] == 2
+    for options, says in ((["--paper", "--metrics", "all", "--split", "val"], "leave out --split, --metrics"), ([tmp_path / "average", *where, "--a", dataset], "name the sources once")):
+        code, out, err = run(capsys, "evaluate", *options)
+        assert code == 2 and says in err and err.count("\n") == 1
+
+
+def test_only_the_test_list_is_the_papers_test_set(tmp_path, capsys):
+    "Two of three pairs, whatever the list is called, are not the whole of Lytro; a pair that is not in test.txt is none of it."
+    folder = tmp_path / "Image" / "MFF" / "Lytro"
+    for name in ("p0", "p1", "p2"):
+        for side in ("NEAR", "FAR"): write_image(folder / side / f"{name}.png", np.random.default_rng(0).integers(0, 256, (32, 40), np.uint8))
+    (folder / "test.txt").write_text("p0\np1\n"); (folder / "val.txt").write_text("p1\np2\n")
+    where = ["--data", tmp_path, "--task", "mff", "--dataset", "Lytro", "--split", "val"]
+    assert run(capsys, "fuse", *where, "--method", "average", "--gray", "-o", tmp_path / "average")[0] == 0
+    code, out, err = run(capsys, "evaluate", tmp_path / "average", *where, "--paper")
+    assert code == 0 and "p2" in out, (out, err)

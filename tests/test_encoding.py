@@ -187,8 +187,13 @@ def test_damaged_feature_files_are_one_clear_line(tmp_path, monkeypatch):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    write_features(tmp_path / "x.npy", np.ones((1, 2, 3)), "toy")
+    write_features(tmp_path / "x.npy", np.ones((1, 2, 3)), "toy", texts="old")
     def full(*_, **__): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(FilmError, match="No space left"): write_features(tmp_path / "x.npy", np.zeros((1, 2, 3)), "toy")
-    assert (read_features(tmp_path / "x.npy")[0] == 1).all() and len(list(tmp_path.iterdir())) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(FilmError, match="No space left"): write_features(tmp_path / "x.npy", np.zeros((1, 2, 3)), "toy", texts="new")
+    features, facts = read_features(tmp_path / "x.npy")
+    assert (features == 1).all() and facts["texts"] == "old" and len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(Path, "write_text", full)  # the sidecar's turn: rather no features than features of other texts
+    with pytest.raises(FilmError, match="No space left"): write_features(tmp_path / "x.npy", np.zeros((1, 2, 3)), "toy", texts="new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

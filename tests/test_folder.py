@@ -133,6 +133,20 @@ def test_an_error_of_the_network_or_the_disk_is_the_pairs_own(folders, tmp_path,
     assert summary.done == ["p0", "p2", "p5"] and list(summary.failed) == ["p1", "p3", "p4"] and "cannot be written" in summary.failed["p1"]
 
 
+def test_out_of_memory_is_the_pairs_own(folders, model, monkeypatch):
+    "A group that does not fit is tried pair by pair; what does not fit alone fails alone, in one line."
+    forward, sizes = Film.forward, []
+    def small(self, a, *args, **kwargs):
+        sizes.append(len(a))
+        if len(a) > 1 or a.shape[-2:] == (40, 24): raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return forward(self, a, *args, **kwargs)
+    monkeypatch.setattr(Film, "forward", small)
+    summary = fuse_pairs(folders, "out", weights=model, text=text, batch=2, plain=True)
+    assert summary.done == ["p0", "p1", "p2", "p5"] and list(summary.failed) == ["p3", "p4"] and summary.failed["p3"].startswith("24x40: not enough memory on cpu") and max(sizes) == 2
+    monkeypatch.setattr(Film, "forward", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError): fuse_pairs(folders[:1], "other", weights=model, text=text, plain=True)  # a bug is no lack of memory
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_interrupted_run_leaves_whole_files_and_resumes(folders, tmp_path, model, monkeypatch, error):
     "Ctrl-C (or a bug) in the third pair: what is written is whole, threads are gone, and resume makes the rest."

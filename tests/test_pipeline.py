@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -111,6 +112,7 @@ def ran(out):
     (["--set", "test_list=val"], "no such split list"),
     (["--device", "tpu"], "device 'tpu' is not available"),
     (["--notebooks", "nowhere"], "describe.ipynb: no such notebook"),
+    (["--out", "broken.yaml"], "broken.yaml: no folder can be made there"),
 ])
 def test_refused_in_one_line(tmp_path, monkeypatch, capsys, options, says):
     monkeypatch.chdir(tmp_path)
@@ -146,6 +148,10 @@ def test_only_what_changed_runs_again(small, dataset, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in before}                          # no notebook was executed, no stamp written
     code, out, _ = run(capsys, *small, "--set", "train.number=1", "--dry-run")
     assert code == 0 and "train: would run, parameter changed: number 0 -> 1" in out and ran(out) == []
+    there = {path: path.lstat().st_mtime_ns for path in Path("out").rglob("*")}
+    code, out, _ = run(capsys, *small, "--pairs", "1", "--dry-run")
+    assert code == 0 and "fuse: would run, input changed: data/Image" in out and there == {path: path.lstat().st_mtime_ns for path in Path("out").rglob("*")}
+    assert run(capsys, *small, "--out", "new", "--dry-run")[0] == 0 and not Path("new").exists()
     assert pipe("--set", "train.number=1") == ["train", "fuse", "evaluate", "report"]            # a middle stage: it and what depends on it
     assert pipe("--set", "train.number=1", "--set", "encode.other=1") == ["encode", "report"]    # the same result: what follows stays
     same = "--set", "train.number=1", "--set", "encode.other=1"
@@ -198,6 +204,13 @@ def test_texts_are_made_again_but_for_a_persons(dataset, tmp_path):
     written = next(iter(cached)).parent / "reply.json"; written.write_text('{"role": "writer", "value": "paid for"}')
     pipeline.forget_texts(tmp_path / "Text", computed=True)
     assert set((tmp_path / "Text" / ".cache").rglob("*.json")) == {written}
+
+
+def test_what_is_shared_names_no_machine():
+    config = pipeline.configure(dict(data="/home/me/data", train=dict(start="/home/me/weights"), describe=dict(dense="grit:/home/me/grit.json", writer="openai:small", options=dict(base_url="https://me:word@host/v1"))))
+    command = pipeline.repeat_command(config)
+    assert "--data DATA" in command and "train.start=PATH" in command and "describe.dense=grit:PATH" in command and "base_url: URL" in command and "describe.writer=openai:small" in command
+    assert "/home" not in command and "host" not in command
 
 
 def test_stage_notebooks_of_the_package():
@@ -254,6 +267,18 @@ def test_sample_of_all_tasks(sample, capsys):
     assert re.search(r"^torch==", environment, re.M) and "/" not in environment
     code, out, _ = run(capsys, "--data", ROOT / "data", "--out", sample, *OPTIONS)
     assert code == 0 and ran(out) == [] and out.count("unchanged, skipped") == 25
+
+
+def test_changed_notebooks_reach_the_report(sample, tmp_path):
+    "A stage's new parameter, and the report's page."
+    stages, out = shutil.copytree(pipeline.NOTEBOOKS, tmp_path / "stages"), shutil.copytree(sample, tmp_path / "out", symlinks=True)
+    nb = nbformat.read(stages / "evaluate.ipynb", 4)
+    next(cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", ())).source += "\nmine = 1  # nothing"
+    nbformat.write(nb, stages / "evaluate.ipynb")
+    (stages / "report.html").write_text((stages / "report.html").read_text().replace("</body>", "<p>our page</p></body>"))
+    assert main(["pipeline", "--task", "ivf", "--data", str(ROOT / "data"), "--out", str(out), "--notebooks", str(stages), "--set", "evaluate.mine=3", *OPTIONS]) == 0
+    page = (out / "report.html").read_text()
+    assert "<p>our page</p>" in page and "--notebooks NOTEBOOKS" in page and "evaluate.mine=3" in page and str(tmp_path) not in page
 
 
 def test_report_is_one_valid_page(sample):

@@ -186,6 +186,9 @@ def test_several_data_sets_without_text_from_weights_with_text(dataset, tmp_path
     film = Film.from_pretrained(without)
     assert (film.text_encoder, film.text_width) == ("constant", 1)
     assert not (tmp_path / "none" / "texts").exists()
+    (tmp_path / "mine" / "texts").mkdir(parents=True)
+    train(make_settings("quick", **TINY | dict(max_steps=2, encoder="constant")), dataset, tmp_path / "mine", device="cpu")
+    assert (tmp_path / "mine" / "texts").exists()  # not this run's, so it stays
     with pytest.raises(FilmError, match="no such dataset|Missing"): train(make_settings("quick", **TINY | dict(dataset="Tiny+Missing")), dataset, tmp_path / "bad", device="cpu")
     (with_text / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(FilmError, match=f"{with_text}: weights cannot be loaded"): train(make_settings("quick", **TINY | dict(start=str(with_text))), dataset, tmp_path / "bad", device="cpu")
