@@ -97,7 +97,7 @@ def add_evaluate(p: argparse.ArgumentParser):
 # %% ../nbs/09_cli.ipynb #36df1fbf
 def run_evaluate(args) -> int:
     "`film evaluate`"
-    from film.data import data_root, find_pairs, pair_folders
+    from film.data import find_pairs, pair_folders
     from film.evaluation import evaluate_folders, paper_table, to_markdown, write_report
     if args.dataset and (args.a or args.b): raise FilmError("name the sources once: --a and --b, or --dataset")
     if args.paper and not args.fused:
@@ -111,8 +111,8 @@ def run_evaluate(args) -> int:
     if not args.fused: raise FilmError("name a folder of fused images, or --paper to make the reproduction table")
     if bool(args.dataset) == bool(args.a and args.b): raise FilmError("name the sources: --a and --b, or --dataset")
     if args.paper and not args.dataset: raise FilmError("--paper needs --dataset")
-    pairs, listed = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b), None
-    if args.dataset and (data_root(args.data) / "Image" / TASKS[args.task].folder / args.dataset / "test.txt").is_file(): listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")]
+    pairs = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b)
+    listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")] if args.dataset and (pairs[0].a.parents[1] / "test.txt").is_file() else None
     evaluation = evaluate_folders(args.fused, pairs, args.metrics, args.workers)
     print(paper_table(evaluation, args.dataset, listed) if args.paper else to_markdown(evaluation))
     for problem in evaluation.problems: print(problem.message, file=sys.stderr)
