@@ -14,7 +14,7 @@ import argparse, json, os, sys
 from pathlib import Path
 
 from . import __version__
-from .core import IMAGE_EXTENSIONS, TASKS, FilmError, contact_sheet, read_image, write_image
+from .core import IMAGE_EXTENSIONS, TASKS, FilmError, check_folder, contact_sheet, read_image, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_dataset(p: argparse.ArgumentParser, split: str | None = None):
@@ -112,7 +112,7 @@ def run_evaluate(args) -> int:
     if bool(args.dataset) == bool(args.a and args.b): raise FilmError("name the sources: --a and --b, or --dataset")
     if args.paper and not args.dataset: raise FilmError("--paper needs --dataset")
     pairs = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b)
-    listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")] if args.dataset and (pairs[0].a.parents[1] / "test.txt").is_file() else None
+    listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")] if args.paper and (pairs[0].a.parents[1] / "test.txt").is_file() else None
     evaluation = evaluate_folders(args.fused, pairs, args.metrics, args.workers)
     print(paper_table(evaluation, args.dataset, listed) if args.paper else to_markdown(evaluation))
     for problem in evaluation.problems: print(problem.message, file=sys.stderr)
@@ -135,7 +135,7 @@ def add_describe(p: argparse.ArgumentParser):
     p.add_argument("--dense", default="objects", help="what is where: objects, measured, florence2[:MODEL], grit:FILE (default: objects)")
     p.add_argument("--segmenter", default="grabcut", help="which pixels: grabcut, none, sam:CHECKPOINT (default: grabcut)")
     p.add_argument("--captioner", default="measured", help="what it is a picture of: measured, blip2[:MODEL] (default: measured)")
-    p.add_argument("--writer", default="measured", help="who writes the paragraph: measured, openai:MODEL (default: measured)")
+    p.add_argument("--writer", default="measured", help="who writes the paragraph: measured, openai:MODEL, with --json none (default: measured)")
     p.add_argument("--device", default="cpu", help="for local models (default: cpu)")
     p.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of local models (default: float16 on a GPU, else float32)")
     for name, kind, target, words in (("sam-size", str, "size", "vit_h, vit_l or vit_b (default: as the checkpoint's name says)"), ("sam-points", int, "points_per_side", "points on a side of the grid (default: 32)"),
@@ -147,8 +147,9 @@ def add_describe(p: argparse.ArgumentParser):
     p.add_argument("--prompts", default="paper", help="paper: one paragraph; questions: several questions answered one by one (default: paper)")
     p.add_argument("--see-image", action="store_true", help="send the image to the language model too; in the paper it sees text only")
     for name, kind, default, words in (("temperature", float, 0.2, "of the language model"), ("seed", int, 0, "of the language model"), ("timeout", float, 60, "seconds for a request"),
-                                       ("max-retries", int, 5, "of a request that the server could not serve"), ("concurrency", int, 4, "requests at the same time"), ("workers", int, 1, "images at the same time")):
+                                       ("max-retries", int, 5, "of a request that the server could not serve"), ("concurrency", int, 4, "requests at the same time")):
         p.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{words} (default: {default})")
+    p.add_argument("--workers", type=int, metavar="N", help="images at the same time (default: with a language model as --concurrency, else 1)")
     p.add_argument("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="US dollars for a million tokens read and written")
     p.add_argument("--max-cost", type=float, metavar="USD", help="stop before the language model costs more")
     p.add_argument("--dry-run", action="store_true", help="data set: only say how many calls and tokens it would take, and the price")
@@ -165,7 +166,7 @@ def run_describe(args) -> int:
                ("device", "dtype", "base_url", "prompts", "see_image", "temperature", "seed", "timeout", "max_retries", "concurrency", "max_cost")}
     if args.prices: options["prices"] = tuple(args.prices)
     own = {"dense": {} if args.grit_score is None else dict(least_score=args.grit_score), "segmenter": {name[4:]: value for name, value in vars(args).items() if name.startswith("sam_") and value is not None}}
-    parts = {role: getattr(args, role) if getattr(args, role) == "none" else get_component(role, getattr(args, role), **options, **own.get(role, {})) for role in ("dense", "segmenter", "captioner", "writer")}
+    parts = {role: get_component(role, getattr(args, role), **options, **own.get(role, {})) for role in ("dense", "segmenter", "captioner", "writer")}
     if not args.dataset:
         if args.dry_run: raise FilmError("--dry-run is for a data set: add --dataset")
         if not args.path or args.path.is_dir(): raise FilmError("give an image, or --dataset and its root")
@@ -174,10 +175,11 @@ def run_describe(args) -> int:
         print(json.dumps(description.to_dict(), indent=1) if args.json else description.paragraph)
         return 0
     where = dict(split=args.split, out=args.out)
+    workers = args.workers if args.workers is not None else args.concurrency if getattr(parts["writer"], "parallel", False) else 1
     if args.dry_run:
         for name, value in plan_dataset(args.path, args.task, args.dataset, force=args.force, **where, **parts).items(): print(f"{name:11s}{'unknown' if value is None else value}")
         return 0
-    summary = describe_dataset(args.path, args.task, args.dataset, workers=args.workers, cache=Cache(args.cache) if args.cache else None, force=args.force, **where, **parts)
+    summary = describe_dataset(args.path, args.task, args.dataset, workers=workers, cache=Cache(args.cache) if args.cache else None, force=args.force, **where, **parts)
     print(summary)
     return 1 if summary.failed or summary.stopped else 0
 
@@ -189,7 +191,7 @@ def add_encode(p: argparse.ArgumentParser):
     p.add_argument("root", nargs="?", help="data root (default: FILM_DATA, else ./data)")
     p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="default: ivf")
     p.add_argument("--dataset", metavar="NAME", required=True, help="folder under ROOT/Text/<TASK>/")
-    p.add_argument("--encoder", default="minilm", help="minilm, or blip2[:FOLDER or hub id] (default: minilm)")
+    p.add_argument("--encoder", default="minilm", help="minilm or blip2, either with :FOLDER or :HUB-ID of other weights; constant: no text (default: minilm)")
     p.add_argument("--device", help="default: cpu")
     p.add_argument("--texts", metavar="DIR", help="folder that holds <TASK>/<DATASET>/<MODALITY>/<name>.txt (default: ROOT/Text)")
     p.add_argument("--out", metavar="ROOT", help="root to write TextFeature/ in (default: the data root)")
@@ -465,6 +467,7 @@ def check_writable(path: Path):
     "`FilmError` now rather than after the work, if `path` has no extension that can be written or cannot be created."
     if path.suffix.lower() not in IMAGE_EXTENSIONS: raise FilmError(f"{path}: cannot write {path.suffix or 'a file without extension'}, use one of {' '.join(IMAGE_EXTENSIONS)}")
     if path.is_dir(): raise FilmError(f"{path}: is a folder; name the image file to write")
+    check_folder(path.parent)
 
 # %% ../nbs/09_cli.ipynb #d4bcc3a4
 COMMANDS = {"fuse": (add_fuse, run_fuse), "evaluate": (add_evaluate, run_evaluate), "describe": (add_describe, run_describe), "encode": (add_encode, run_encode),
@@ -500,6 +503,7 @@ def main(
         if sys.stdout is sys.__stdout__: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return 141  # as shells report it
     except FilmError as e: message = str(e)
+    except OSError as e: message = f"{e.filename}: {e.strerror}" if e.filename and e.strerror else f"{type(e).__name__}: {e}"
     except KeyboardInterrupt: message = "interrupted"
     except MemoryError: message = "not enough memory; make the images smaller"
     except RuntimeError as e:

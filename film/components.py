@@ -12,24 +12,31 @@ import hashlib, json, re, sys, types
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 
-from .core import FilmError, to_uint8_rgb
+from .core import IMAGE_EXTENSIONS, FilmError, get_task, to_uint8_rgb
 from .text import ComponentError, Description, Mask, Region, check_device, quietly, region_facts
 
 # %% ../nbs/01c_research_components.ipynb #5f489c55
 def model_id(
     model: str, # hub id, local folder or local file
 ) -> str:
-    "A hub id as it is; a local folder or file by its name and a hash of its configuration and sizes."
+    "A hub id as it is; a local folder or file by its name and a hash of its content: JSON in full, of other large files 64 samples."
     path = Path(model)
     if not path.exists(): return str(model)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    facts = [(p.relative_to(path).as_posix(), p.stat().st_size, p.read_bytes() if p.suffix == ".json" and p.stat().st_size < 1e6 else b"") for p in files]
-    return f"{path.name}@{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        size, sample = file.stat().st_size, 4096
+        digest.update(f"{file.relative_to(path).as_posix()} {size} ".encode())
+        with open(file, "rb") as content:
+            whole = size <= 64 * sample or file.suffix == ".json"
+            for start in [0] if whole else np.linspace(0, size - sample, 64).astype(int):
+                content.seek(start)
+                digest.update(content.read(-1 if whole else sample))
+    return f"{path.name}@{digest.hexdigest()[:8]}"
 
 # %% ../nbs/01c_research_components.ipynb #45ebe878
 def pick_device(
@@ -50,16 +57,20 @@ def load_pretrained(
     network,     # the model's class in transformers
     device: str,
     dtype: torch.dtype,
+    reader=None, # class of what prepares its input; None: AutoProcessor
 ):               # (processor, network in eval mode)
-    "A processor and a network from a hub id or a local folder; `ComponentError` if they cannot be had."
-    from transformers import AutoProcessor
+    "A processor and a network from a hub id or a local folder; `ComponentError` if they cannot be had, or lack weights that the network would else draw at random."
+    import transformers
     local = Path(model).is_dir()
     check_device(device)
     try:
         with quietly():
-            processor = AutoProcessor.from_pretrained(model, local_files_only=local)
-            return processor, network.from_pretrained(model, local_files_only=local, dtype=dtype).eval().to(device)
-    except (OSError, ValueError, KeyError) as error:
+            processor = (reader or transformers.AutoProcessor).from_pretrained(model, local_files_only=local)
+            loaded, found = network.from_pretrained(model, local_files_only=local, dtype=dtype, output_loading_info=True)
+        missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)  # the pooler is used by none of them
+        if missing: raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}: it is another kind of model, or damaged")
+        return processor, loaded.eval().to(device)
+    except Exception as error:  # of many kinds, where files are damaged or another model's
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ComponentError(f"{what}: {model} cannot be loaded, give a hub id that can be reached or a local folder with its files ({reason})") from None
 
@@ -76,7 +87,7 @@ class Blip2Captioner:
         self.model, self.prompt, self.max_tokens = model, prompt, max_tokens
         self.device, self.dtype = pick_device(device, dtype)
 
-    @property
+    @cached_property
     def name(self) -> str: return f"blip2:{model_id(self.model)},{self.prompt!r},{self.max_tokens}"
 
     @cached_property
@@ -131,7 +142,7 @@ class Florence2DenseCaptioner:
         self.model, self.beams, self.max_tokens = model, beams, max_tokens
         self.device, self.dtype = pick_device(device, dtype)
 
-    @property
+    @cached_property
     def name(self) -> str: return f"florence2:{model_id(self.model)},{self.beams},{self.max_tokens}"
 
     @cached_property
@@ -160,21 +171,26 @@ class GritResults:
     ):
         self.path, self.least = Path(model), least_score
 
-    @property
-    def name(self) -> str: return f"grit:{model_id(self.path)},{self.least}"
+    @cached_property
+    def name(self) -> str: return f"grit/2:{model_id(self.path)},{self.least}"
 
     @cached_property
     def items(self) -> dict[str, list[tuple[str, list, float]]]:
-        "Image name -> (label, box xyxy, score)."
+        "Image name without extension, with the folders in front of it that the file gives -> (label, box xyxy, score)."
         try: content = json.loads(self.path.read_text(encoding="utf-8"))
         except OSError as error: raise ComponentError(f"{self.path}: cannot be read ({error.strerror})") from None
         except ValueError: raise ComponentError(f"{self.path}: not a JSON file") from None
         if isinstance(content, list):
             lists = {}
-            for item in content: lists.setdefault(Path(str(item.get("image_id"))).stem if isinstance(item, dict) else "", []).append(item)
+            for item in content: lists.setdefault(str(item.get("image_id")) if isinstance(item, dict) else "", []).append(item)
             content = lists
-        try: return {Path(str(name)).stem: [self._item(item) for item in (self._phrases(items) if isinstance(items, str) else items)] for name, items in content.items()}
+        try: return {self._without_extension(str(name)): [self._item(item) for item in (self._phrases(items) if isinstance(items, str) else items)] for name, items in content.items()}
         except (KeyError, TypeError, ValueError, AttributeError): raise ComponentError(f"{self.path}: not GRiT results; each image needs a list of items with caption, box and score") from None
+
+    @staticmethod
+    def _without_extension(name):
+        name = name.replace("\\", "/")
+        return name[:-len(PurePosixPath(name).suffix)] if PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS else name
 
     @staticmethod
     def _phrases(text):
@@ -191,9 +207,13 @@ class GritResults:
         return label, box, float(item.get("score", 1.0))
 
     def regions(self, description: Description) -> list[Region]:
-        "The image's checked phrases with boxes, the surest first."
-        if description.name not in self.items: raise FilmError(f"{self.path}: has no image called {description.name}")
-        items = sorted((item for item in self.items[description.name] if item[2] >= self.least), key=lambda item: -item[2])
+        "The image's checked phrases with boxes, the surest first. Of several images of its name the one in the modality's folder; `FilmError` if none or several are left."
+        d = description
+        folders = {key: key.split("/")[-2:-1] for key in self.items if key.rpartition("/")[2] == d.name}
+        others = [[modality] for modality in get_task(d.task).modalities if modality != d.modality]
+        found = [key for key in folders if folders[key] == [d.modality]] or [key for key in folders if folders[key] not in others]
+        if len(found) != 1: raise FilmError(f"{self.path}: has {'several images' if found else 'no image'} called {d.name}{f' ({found[0]}, {found[1]})' if found else ''}; call them {d.modality}/{d.name} there")
+        items = sorted((item for item in self.items[found[0]] if item[2] >= self.least), key=lambda item: -item[2])
         labels, boxes, scores = zip(*items) if items else ((), (), ())
         return checked_regions(description.image, labels, boxes, list(scores), "grit")
 
@@ -281,7 +301,7 @@ class SamSegmenter:
         found = re.search(r"vit_[hlb]", Path(self.model).name)
         self.size = size or (found.group() if found else None)
 
-    @property
+    @cached_property
     def name(self) -> str: return f"sam:{model_id(self.model)},{self.size},{','.join(str(v) for v in self.options.values())},{self.limit}"
 
     @cached_property

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'LUMA', 'FilmError', 'Task', 'get_task', 'check_image', 'quiet_decoders',
-           'plain_tiff', 'read_image', 'as_image', 'atomic_write', 'write_image', 'to_float', 'to_gray', 'is_colour',
-           'rgb_to_chroma', 'merge_luma_chroma', 'to_uint8_rgb', 'contact_sheet', 'show']
+           'plain_tiff', 'read_image', 'as_image', 'check_folder', 'lock_folder', 'atomic_write', 'write_image',
+           'to_float', 'to_gray', 'is_colour', 'rgb_to_chroma', 'merge_luma_chroma', 'to_uint8_rgb', 'contact_sheet',
+           'show']
 
 # %% ../nbs/00_core.ipynb #be955b3d
-import io, logging, os, re, tempfile, threading
+import io, logging, os, re, threading, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ _quiet = dict(lock=threading.Lock(), readers=0)
 
 @contextmanager
 def quiet_decoders():
-    "What OpenCV and tifffile would log about a damaged file is not shown: the error says it in one line. Several threads may read at once."
+    "What OpenCV and tifffile would log about a damaged file is not shown: the error says it in one line. (What libpng and libjpeg write to the terminal themselves is.) Several threads may read at once."
     log = logging.getLogger("tifffile")
     with _quiet["lock"]:
         _quiet["readers"] += 1
@@ -117,7 +118,7 @@ def plain_tiff(
     orientation = page.tags.get("Orientation")
     negative = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype != np.float32 and page.samplesperpixel == 1
     return ((negative or page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)) and page.dtype in (np.uint8, np.uint16, np.float32) and page.imagedepth == 1
-            and page.samplesperpixel in (1, 3, 4) and (orientation is None or orientation.value == 1) and page.bitspersample == 8 * page.dtype.itemsize
+            and page.samplesperpixel in (1, 2, 3, 4) and (orientation is None or orientation.value == 1) and page.bitspersample == 8 * page.dtype.itemsize
             and page.imagelength * page.imagewidth <= 1 << 30)  # OpenCV's limit: a damaged header can ask for any size
 
 def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
@@ -125,18 +126,21 @@ def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
     try:
         with tifffile.TiffFile(io.BytesIO(raw)) as file:
             page = file.pages[0]
+            if page.imagelength * page.imagewidth > 1 << 30: raise FilmError(f"{path}: {page.imagewidth}x{page.imagelength} pixels are more than can be read, which is 2^30: cut the image into parts (if it is that large; else the file is damaged)")
             separate = page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
             wide, alpha = page.dtype is not None and page.dtype.itemsize > 1, page.samplesperpixel == 4 and tifffile.EXTRASAMPLE.UNASSALPHA in page.extrasamples
             if plain_tiff(page):
                 try:
                     image = page.asarray()
                     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE: image = np.iinfo(image.dtype).max - image
-                    return np.ascontiguousarray(np.moveaxis(image, 0, -1) if separate else image, image.dtype.newbyteorder("="))
+                    if separate: image = np.moveaxis(image, 0, -1)
+                    return np.ascontiguousarray(image[..., 0] if page.samplesperpixel == 2 else image, image.dtype.newbyteorder("="))
                 except Exception as e:
                     if "imagecodecs" not in str(e): raise FilmError(f"{path}: a damaged TIFF") from None  # else a compression that tifffile leaves to others
     except FilmError: raise
     except Exception: return None  # many kinds, where a file is damaged
     cannot = f"{path}: a TIFF with {{}} of this kind cannot be read right: save it as PNG"
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype == np.float32: raise FilmError(cannot.format("inverted gray in float"))
     if separate and wide: raise FilmError(cannot.format("separate colour planes"))
     if alpha and not wide:
         try: opaque = (cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)[..., 3] == 255).all()
@@ -166,6 +170,29 @@ def as_image(
     return read_image(source) if isinstance(source, (str, os.PathLike)) else check_image(source, name)
 
 # %% ../nbs/00_core.ipynb #a4a2cced
+def check_folder(
+    folder: str | os.PathLike, # made if missing
+):
+    "`FilmError` now rather than after the work, if nothing can be written there."
+    try: Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise FilmError(f"{folder}: cannot be written ({e.strerror})") from None
+    if not os.access(folder, os.W_OK): raise FilmError(f"{folder}: cannot be written (it is read-only)")
+
+
+def lock_folder(
+    folder: Path,
+    what: str, # 'pipeline': for the message
+):             # keep it as long as the folder is in use; None where the system has no file locks
+    "An open file that no other process has at the same time; `FilmError` if one has. A killed process has none."
+    try: import fcntl
+    except ImportError: return None
+    try: file = open(folder / ".lock", "w")
+    except OSError as e: raise FilmError(f"{folder}: cannot be written ({e.strerror})") from None
+    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError: raise FilmError(f"{folder}: another {what} is running there; wait for it, or choose another folder") from None
+    return file
+
+
 @contextmanager
 def atomic_write(
     path: str | os.PathLike, # the file to create or replace; its folder is made if missing
@@ -174,14 +201,11 @@ def atomic_write(
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
+        temporary = path.with_name(f".film-{uuid.uuid4().hex}{path.suffix}")  # no longer than a file's name may be, whatever the name of the file
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as e: raise FilmError(f"{path}: cannot be written ({e.strerror})") from None
-    temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0); os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; a result is an ordinary file
         os.replace(temporary, path)
     except OSError as e: raise FilmError(f"{path}: cannot be written ({e.strerror or e})") from None
     finally: temporary.unlink(missing_ok=True)

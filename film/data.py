@@ -62,9 +62,10 @@ def list_images(
     return dict(sorted(found.items()))
 
 # %% ../nbs/03_data.ipynb #ae029faa
-def _pairs(a_dir, b_dir, names=None, text_dir=None):
+def _pairs(a_dir, b_dir, listed=None, text_dir=None):
     a, b = list_images(a_dir), list_images(b_dir)
-    if names is None: names = sorted(a.keys() | b.keys())
+    there = a.keys() | b.keys()
+    names = sorted(there) if listed is None else dict.fromkeys(line if line in there else _stem(line) for line in listed)
     def text(name):
         path = Path(text_dir)/f"{name}.npy"
         return path if path.is_file() else None
@@ -106,7 +107,7 @@ def find_pairs(
         except (OSError, UnicodeDecodeError): raise FilmError(f"{file}: cannot be read as UTF-8; save the list of names as UTF-8") from None
         paths = [line for line in lines if "/" in line or os.sep in line]
         if paths: raise FilmError(f"{file}: {paths[0]} is a path; names alone are needed")
-        names = list(dict.fromkeys(_stem(line) for line in lines if line))
+        names = [line for line in lines if line]
         if not names: raise FilmError(f"{file}: the list is empty")
     pairs = _pairs(*(folder/m for m in task.modalities), names, text and root/text/task.folder/dataset)
     if not pairs: raise FilmError(f"{folder}: no images in {' and '.join(task.modalities)}")
@@ -297,6 +298,7 @@ class _Packed:
         absent = sorted(set(only or ()) - set(self.names))
         if absent: raise FilmError(f"{path}: has no sample {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
         if only is not None: self.names = [name for name in self.names if name in only]
+        if not isinstance(self.encoder, str): raise FilmError(f"{path}: names no text encoder")
         try: self.width = file["text"][self.names[0]].shape[-1]
         except (AttributeError, IndexError): raise FilmError(f"{path}: text of {self.names[0]} is not an array") from None
 
@@ -313,7 +315,8 @@ class _Packed:
         name = self.names[index]
         try: a, b, text = (self._open()[group][name][()] for group in self.groups)
         except (OSError, KeyError, TypeError, AttributeError) as e: raise FilmError(f"{self.path}: {name} cannot be read ({e})".splitlines()[0]) from None
-        if a.shape != b.shape or a.ndim != 3 or a.shape[0] != 1:
+        if not all(isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.number) for x in (a, b)): raise FilmError(f"{self.path}: {name} has images that are not arrays of numbers")
+        if a.shape != b.shape or a.ndim != 3 or a.shape[0] != 1 or not a.size:
             raise FilmError(f"{self.path}: {name} must have two images (1, H, W), found {a.shape} and {b.shape}")
         if not (np.isfinite(a).all() and np.isfinite(b).all() and min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1):
             raise FilmError(f"{self.path}: {name} has image values outside [0, 1]")
@@ -601,7 +604,7 @@ def generate_pairs(
         targets = [folder/modality/f"{name}.png" for modality in task.modalities]
         try:
             if others: raise FilmError(f"{path}: {others[0].name} has the same name")
-            if not name.isprintable(): raise FilmError(f"{os.fsencode(path)!r}: a name with unprintable characters")
+            if not name.isprintable() or name != name.strip(): raise FilmError(f"{os.fsencode(path)!r}: a name with unprintable characters, or spaces around it")
             if not all(target.is_file() for target in targets):
                 rng = np.random.default_rng((seed, zlib.crc32(f"{task.name}/{name}".encode())))
                 view = dict(view=read_image(paths[rng.integers(len(paths))])) if views else {}
@@ -610,5 +613,5 @@ def generate_pairs(
             names.append(name)
         except FilmError as e: print(f"passed over: {e}")
     if not names: raise FilmError(f"{photographs}: no image could be used")
-    with atomic_write(folder/"train.txt") as temporary: temporary.write_text("".join(f"{name}\n" for name in names))
+    with atomic_write(folder/"train.txt") as temporary: temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return folder

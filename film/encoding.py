@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from .core import FilmError, atomic_write
-from .text import check_device, quietly
+from .text import quietly
 
 # %% ../nbs/02_blip2_encoding.ipynb #66886132
 class TextEncoder(Protocol):
@@ -66,13 +66,8 @@ class BertEncoder:
     def load(self, folder, network, device):
         "Tokenizer and network from a local folder, or from a hub id if there is no such folder; `FilmError` if they cannot be had."
         from transformers import AutoTokenizer
-        local, device = Path(folder).is_dir(), check_device(device or "cpu")
-        try:
-            with quietly():
-                self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
-                self.model = network.from_pretrained(folder, local_files_only=local, dtype="float32").eval().to(device)
-        except (OSError, ValueError, KeyError) as error:
-            raise FilmError(f"the text encoder cannot be loaded from {folder}: give a hub id that can be reached or a local folder ({str(error).strip().splitlines()[0][:160]})") from None
+        from film.components import load_pretrained
+        self.tokenizer, self.model = load_pretrained("text encoder", str(folder), network, device or "cpu", "float32", AutoTokenizer)
 
     def tokenize(self, text: str) -> list[int]:
         "Token ids, cut to the model's limit with a warning."
@@ -119,10 +114,7 @@ class QFormerEncoder(BertEncoder):
         config = self.model.config.qformer_config
         if not config.use_qformer_text_input: raise FilmError(f"{folder}: this BLIP-2 has no text branch (use_qformer_text_input is false); use the image-text-matching one, blip2-itm-vit-g")
         self.name, self.batch, self.width, self.limit = name, batch, config.hidden_size, config.max_position_embeddings
-
-    def states(self, ids, mask):
-        "(B, L) token ids and mask -> (B, L, 768) last hidden state."
-        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        self.weights = _own_id("blip2", folder).rpartition("@")[2]  # for the sidecar: `name` is the same for all
 
 # %% ../nbs/02_blip2_encoding.ipynb #f5b23d9b
 def extract_qformer(

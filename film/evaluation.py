@@ -788,7 +788,7 @@ def to_markdown(
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         cells = [f"**{_cell(row, name)}**" if several and row.rank[name] == 1 else _cell(row, name) for name in evaluation.metrics]
-        lines.append([row.method, *cells, *[f"{row.mean_rank:.1f}"] * several])
+        lines.append([row.method.replace("|", "\\|"), *cells, *[f"{row.mean_rank:.1f}"] * several])
     used, total = len(evaluation.common()), len(evaluation.pairs)
     note = f"{used} images{f' of {total}' if used < total else ''}; means with bootstrap 95 % confidence intervals."
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", note])
@@ -803,7 +803,7 @@ def to_latex(
         mean = f"{row.mean[name]:.2f}"
         if len(rows) > 1 and row.rank[name] == 1: mean = f"\\mathbf{{{mean}}}"
         return f"${mean}_{{\\pm {(row.high[name] - row.low[name]) / 2:.2f}}}$"
-    def text(words): return "".join({"_": "\\_", "%": "\\%", "&": "\\&", "#": "\\#", "$": "\\$"}.get(c, c) for c in words)
+    def text(words): return "".join({"_": "\\_", "%": "\\%", "&": "\\&", "#": "\\#", "$": "\\$", "{": "\\{", "}": "\\}", "\\": "\\textbackslash{}", "^": "\\^{}", "~": "\\~{}"}.get(c, c) for c in words)
     heads = _heads(evaluation, {"higher": "$\\uparrow$", "lower": "$\\downarrow$"})
     lines = [f"\\begin{{tabular}}{{l{'c' * len(heads)}}}", "\\toprule", " & ".join(["Method", *heads]) + " \\\\", "\\midrule"]
     lines += [" & ".join([text(row.method), *(cell(row, name) for name in evaluation.metrics)]) + " \\\\" for row in rows]
@@ -828,7 +828,7 @@ def write_csv(
     evaluation: Evaluation,
 ):
     "One line an image and method, all digits: method, name, metrics."
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file: # names as the disk has them
         writer = csv.writer(file)
         writer.writerow(["method", "name", *evaluation.metrics])
         for method, scores in evaluation.scores.items():
@@ -945,7 +945,8 @@ def write_report(
     if evaluation.problems: texts["problems.txt"] = "\n".join(f"{problem.kind}\t{problem.method}\t{problem.message}" for problem in evaluation.problems)
     write_csv(out / "scores.csv", evaluation)
     for name, text in texts.items():
-        with atomic_write(out / name) as temporary: temporary.write_text(text + "\n", encoding="utf-8")
+        with atomic_write(out / name) as temporary: temporary.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+    for name in {"paper.md", "problems.txt"} - texts.keys(): (out / name).unlink(missing_ok=True)  # of another evaluation
     write_image(out / "leaderboard.png", leaderboard_picture(evaluation))
     write_image(out / "best_and_worst.png", best_and_worst(evaluation))
     return [out / name for name in ("scores.csv", *texts, "leaderboard.png", "best_and_worst.png")]

@@ -160,7 +160,7 @@ class Exported:
         try: facts = open_file(path, (device or "cpu").lower())
         except FilmError: raise
         except Exception as e:  # each runtime raises its own
-            raise FilmError(f"{path}: cannot be opened ({type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:120]})") from None
+            raise FilmError(f"{path}: cannot be opened ({type(e).__name__}: {(str(e).strip().splitlines() or [''])[-1][:120]})") from None
         try: self.text_encoder, self.text_width, self.grid, self.checksum = facts["text_encoder"], int(facts["text_width"]), tuple(map(int, facts["grid"].split("x"))), facts["weights"]
         except (KeyError, ValueError): raise FilmError(f"{path}: not written by film export: it does not say which text encoder and weights it holds") from None
 

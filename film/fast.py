@@ -9,7 +9,7 @@ __all__ = ['TORCH_BYTES', 'keep_memory', 'text_gate', 'nearest_index', 'guide', 
            'Guided', 'differentiable_guide', 'forward_differentiable', 'forward']
 
 # %% ../nbs/04b_fast_path.ipynb #877b54c9
-import ctypes, functools, math, platform
+import ctypes, functools, math, platform, threading
 from importlib.util import find_spec
 
 import torch
@@ -211,6 +211,8 @@ def native_guide(
          from_guided.contiguous(), (from_f + from_guided).contiguous(), out.bias, layer["act_out"].weight.item())
 
 # %% ../nbs/04b_fast_path.ipynb #24543b7d
+_one_thread = threading.Lock()
+
 @torch.no_grad()
 def forward_native(
     model: Film,                     # float32, on CPU
@@ -223,10 +225,12 @@ def forward_native(
     "What `model(a, b, text, text_mask)` returns, without gradients, by the native kernels."
     model.check_input(a, b, text, text_mask)
     if library() is None: raise FilmError("the native kernels are not built: install again where a C++ compiler is present")
-    (B, _, H, W), (rows, columns), process, threads = a.shape, model.grid, model.text_process.conv, torch.get_num_threads()
-    torch.set_num_threads(1)  # see `folded_attention`
-    try: t = [F.linear(text[i] if text_mask is None else text[i][text_mask[i]], process.weight[:, :, 0], process.bias) for i in range(B)]  # each by itself: a pair in a batch is, to the bit, the pair alone
-    finally: torch.set_num_threads(threads)
+    (B, _, H, W), (rows, columns), process = a.shape, model.grid, model.text_process.conv
+    with _one_thread: # the number of threads is the process's: two pairs at once must not restore each other's
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # see `folded_attention`
+        try: t = [F.linear(text[i] if text_mask is None else text[i][text_mask[i]], process.weight[:, :, 0], process.bias) for i in range(B)]  # each by itself: a pair in a batch is, to the bit, the pair alone
+        finally: torch.set_num_threads(threads)
     grid_size, empty = 32 * rows * columns, (Room() if room is None else room).empty
     fused, both, spare, tokens = (torch.from_numpy(empty(shape)) for shape in (a.shape, (H, W, 64), (max(H * W * 32, grid_size),), (grid_size,)))
     one, f_a, f_b = spare[:H * W * 32].view(H, W, 32), both[..., :32], both[..., 32:]

@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .baselines import METHODS
-from .core import LUMA, FilmError, Task, as_image, get_task, is_colour, merge_luma_chroma, rgb_to_chroma, to_float, to_gray, write_image
+from .core import LUMA, FilmError, Task, as_image, check_folder, get_task, is_colour, merge_luma_chroma, rgb_to_chroma, to_float, to_gray, write_image
 from .data import Pair, list_images
 from .encoding import encode, read_features
 from .export import FORMATS, Exported, Graphed, Runner, exported
@@ -307,7 +307,7 @@ def fuse(
     dtype: str | None = None,          # 'bfloat16' or 'float16': half precision, for GPUs; None: float32
     compile: bool = False,             # True: through torch.compile, which takes a minute the first time
 ) -> np.ndarray:                       # (H, W) uint8, or (H, W, 3) uint8 RGB if a source has colour
-    "Fuses two registered images of any size from 16x16 up. `FilmError` says what is wrong with an input."
+    "Fuses two registered images of one size, from 16x16 to 2^30 pixels. `FilmError` says what is wrong with an input."
     task = get_task(task)
     check_method(method, max_memory)
     if method != "film":
@@ -350,6 +350,7 @@ def fuse_stream(
     task, ahead = get_task(task), AHEAD if max_memory is None else 0
     check_method(method, max_memory)
     network = get_network(task, **form) if method == "film" else None
+    check_folder(out_dir)
 
     def read(pair): return prepare(pair.a, pair.b, task, text(pair), network, max_memory)
     def write(name, images, luma): write_image(out_dir / f"{name}.png", finish(images, luma, task, method, colour))
@@ -443,6 +444,7 @@ def fuse_in_processes(
     if options.get("max_memory") is not None: raise FilmError("a memory limit holds for one process: leave out the workers")
     check_method(options.get("method", "film"))
     _get_network(options)  # what is wrong with it is said here, and a file for another runtime exported once
+    check_folder(out_dir)
     pool, left = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (max(1, torch.get_num_threads() // workers), options)), deque()
     try:
         for pair in pairs:

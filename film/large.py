@@ -124,7 +124,7 @@ def _read_segments(path: str | os.PathLike, room: Room) -> np.ndarray | None:
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         if not plain_tiff(page) or page.planarconfig == tifffile.PLANARCONFIG.SEPARATE: return None
-        channels = min(page.samplesperpixel, 3)
+        channels = 1 if page.samplesperpixel < 3 else 3  # what is left is an alpha channel
         image = room.empty((page.imagelength, page.imagewidth, channels), page.dtype)
         for data, (_, _, y, x, _), (_, height, width, _) in page.segments(maxworkers=1, buffersize=1 << 22):
             part = image[y:y + height, x:x + width]  # tiles reach over the edge

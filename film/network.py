@@ -178,6 +178,7 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         super().__init__()
         channels = 32
         if not isinstance(text_encoder, str): raise FilmError(f"text_encoder {text_encoder!r} is not the name of a text encoder")
+        if len(grid) != 2 or not all(type(n) is int for n in (depth, text_width, *grid)): raise FilmError(f"text_width {text_width!r}, depth {depth!r} and the two numbers of grid {grid!r} must be whole numbers")
         if depth < 1 or text_width < 1 or min(grid) < 1: raise FilmError(f"text_width {text_width}, grid {grid} and depth {depth} must be positive")
         if channels * grid[0] * grid[1] % TOKEN_WIDTH: raise FilmError(f"grid {grid[0]}x{grid[1]} does not hold whole tokens: 32 * rows * columns must divide by {TOKEN_WIDTH}")
         self.text_width, self.grid, self.depth, self.text_encoder = text_width, tuple(grid), depth, text_encoder
@@ -232,10 +233,16 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         except Exception as e:  # torch raises many kinds here: unpickling refused, damaged archive, end of file
             raise FilmError(f"{path}: not a checkpoint that can be loaded safely ({type(e).__name__}; only tensors and plain values are accepted)") from None
         state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
-        state = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+        state = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
         try:
-            depth = max(int(name.split(".")[0].removeprefix("restormerca")) for name in state if name.startswith("restormerca"))
-            model = cls(text_width=state["text_process.conv.weight"].shape[1], depth=depth, **{name: checkpoint[name] for name in ("grid", "text_encoder") if name in checkpoint})
+            # before memory is taken for the network: what it would hold must be in the file, which a repeated number or a name alone is not
+            if any(value.untyped_storage().nbytes() < value.numel() * value.element_size() for value in state.values()): raise ValueError("tensors larger than what is stored of them")
+            depth = len({name.split(".")[0] for name in state if name.startswith("restormerca")})
+            options = dict(text_width=state["text_process.conv.weight"].shape[1], depth=depth, **{name: checkpoint[name] for name in ("grid", "text_encoder") if name in checkpoint})
+            with torch.device("meta"): expected = {name: value.shape for name, value in cls(**options).state_dict().items()}
+            wrong = [name for name in {**expected, **state} if name not in expected or name not in state or state[name].shape != expected[name]]
+            if wrong: raise ValueError(f"{len(wrong)} tensors are missing, unknown or of another shape, such as {wrong[0]}")
+            model = cls(**options)
             model.load_state_dict(state)
         except (LookupError, TypeError, ValueError, RuntimeError) as e:
             raise FilmError(f"{path}: holds no weights of this network ({str(e).splitlines()[0][:120]})") from None
@@ -248,13 +255,17 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
     ) -> "Film":                    # in evaluation mode
         "A model from wherever its weights lie; `FilmError` if they are missing, damaged or of another network."
         path = Path(weights)
+        if path.is_file() and path.suffix == ".safetensors": # which encoder and grid it is for stands beside it
+            if path.name != "model.safetensors" or not path.with_name("config.json").is_file(): raise FilmError(f"{path}: name the folder that holds model.safetensors and its config.json")
+            path = path.parent
         if path.is_file(): model = cls.from_authors(path)
         else:
             if path.is_dir() and not (path / "model.safetensors").is_file(): raise FilmError(f"{path}: holds no model.safetensors")
             here = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")  # a misspelt file: no hub is asked for it
+            here = here or path.parent != Path() and path.parent.is_dir()
             if not path.is_dir() and (here or str(weights).count("/") != 1): raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
             try:
-                with redirect_stdout(io.StringIO()): model = cls.from_pretrained(str(weights), strict=True)  # the hub library prints on standard output
+                with redirect_stdout(io.StringIO()): model = cls.from_pretrained(str(path if path.is_dir() else weights), strict=True)  # the hub library prints on standard output
             except Exception as e:  # hub, safetensors and torch each raise their own, a wrong grid FilmError
                 raise FilmError(f"{weights}: weights cannot be loaded ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from None
         bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]

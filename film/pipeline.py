@@ -11,7 +11,7 @@ __all__ = ['NOTEBOOKS', 'STAGES', 'REPORT', 'GENERAL', 'FILLED_IN', 'INTERRUPTED
 
 # %% ../nbs/10_pipeline.ipynb #4620f69a
 import ast, base64, csv, difflib, hashlib, json, os, platform, re, shlex, shutil, time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -21,7 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Callable
 
-from .core import TASKS, FilmError, Task, atomic_write, get_task, read_image, to_uint8_rgb
+from .annotation import read_text_and_facts
+from .baselines import METHODS
+from .core import TASKS, FilmError, Task, atomic_write, check_folder, get_task, lock_folder, read_image, to_uint8_rgb
 from .data import check_pairs, data_root, find_pairs
 
 # %% ../nbs/10_pipeline.ipynb #eb3f9733
@@ -183,6 +185,7 @@ def select_pairs(
     image = folder / "data" / "Image" / task.folder / config["dataset"]
     wanted = {image / modality / path.name: path.resolve() for pairs in chosen.values() for pair in pairs for modality, path in zip(task.modalities, (pair.a, pair.b))}
     for there in image.glob("*/*"):
+        if there.is_dir(): continue # a file server's own
         if there not in wanted or not there.is_symlink() or there.resolve() != wanted[there]: there.unlink()
     for link, path in wanted.items():
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -263,9 +266,10 @@ def dependencies(
     if values.get("bundled") or values.get("start") == "bundled": inputs["bundled weights"] = digest(WEIGHTS_FOLDER / BUNDLED[values["task"]] / "model.safetensors")
     if values.get("dense") == "objects": inputs["detector"] = digest(WEIGHTS_FOLDER / "nanodet-g.safetensors")
     if stage is REPORT: inputs["template"] = digest(Path(notebook).with_suffix(".html"))
-    for value in values.values():  # files and folders that parameters name: weights, models, imported results
+    for name, value in values.items():  # files and folders that parameters name: weights, models, imported results
         for path in (value, value.partition(":")[2]) if isinstance(value, str) else ():
-            if re.search(r"[/\\.]", path) and Path(path).exists(): inputs[path] = digest(path)
+            named = re.search(r"[/\\.]", path) or name == "start" and path not in ("default", "pass-through", "bundled")
+            if path and named and Path(path).exists(): inputs[path] = digest(path)
     return dict(parameters=values, code=stage_code(notebook), inputs=inputs)
 
 # %% ../nbs/10_pipeline.ipynb #bc5462e3
@@ -294,7 +298,7 @@ def _read_stamp(path):
     "A stamp, or {}; what cannot be read counts as none."
     try: stamp = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
-    return stamp if isinstance(stamp, dict) and {"parameters", "inputs", "code"} <= stamp.keys() else {}
+    return stamp if isinstance(stamp, dict) and all(isinstance(stamp.get(part), dict) for part in ("parameters", "inputs", "code")) else {}
 
 def _write_stamp(path, stamp):
     with atomic_write(path) as temporary: temporary.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
@@ -307,13 +311,12 @@ def forget_texts(
     computed: bool, # also forget what local components had found
 ):
     "Removes the texts that the stage itself has made, so that it makes them again. What a person wrote stays, and in the cache what a language model wrote, since that costs."
-    for path in folder.rglob("*.json"):
-        try: facts = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError): continue
-        text = path.with_suffix(".txt")
+    for path in folder.rglob("[!.]*.json"):
+        try: text, facts = read_text_and_facts(path.with_suffix(".txt"))
+        except FilmError: continue  # a person's; the stage says what is wrong with it
         if ".cache" in path.parts:
             if computed and facts.get("role") != "writer": path.unlink()
-        elif text.is_file() and text.read_text(encoding="utf-8").strip() == facts.get("paragraph"): text.unlink(); path.unlink()
+        elif text and text == facts.get("paragraph"): path.with_suffix(".txt").unlink(); path.unlink()
 
 # %% ../nbs/10_pipeline.ipynb #45895a2c
 def execute(
@@ -328,7 +331,7 @@ def execute(
         from papermill import PapermillExecutionError, execute_notebook
     except ImportError: raise FilmError("the pipeline needs more packages: pip install 'film-fusion[notebooks,train]'") from None
     executed.parent.mkdir(parents=True, exist_ok=True)
-    try: execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", progress_bar=False, cwd=os.getcwd(), extra_arguments=["--IPKernelApp.log_level=50"])
+    try: execute_notebook(*(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, executed)), parameters, kernel_name="python3", progress_bar=False, cwd=os.getcwd(), extra_arguments=["--IPKernelApp.log_level=50"])
     except PapermillExecutionError as e:
         if e.ename in ("FilmError", "ComponentError"): raise FilmError(f"{label}: {e.evalue}") from None
         raise FilmError(f"{label}: {e.ename}: {' '.join(str(e.evalue).split())[:200]}; the traceback is in {executed}") from None
@@ -347,18 +350,6 @@ def environment() -> str:
     system = f"# Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return "\n".join([system, *(f"{name}=={packages[name]}" for name in sorted(packages) if name)]) + "\n"
 
-@contextmanager
-def _alone(folder):
-    "One run at a time in a folder, where the system has file locks; a killed process holds none."
-    try: import fcntl
-    except ImportError: yield; return
-    try: file = open(folder / ".lock", "w")
-    except OSError as e: raise FilmError(f"{folder}: cannot be written to ({e.strerror}); choose another --out") from None
-    with file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise FilmError(f"{folder}: another pipeline is running there; wait for it, or choose another --out") from None
-        yield
-
 # %% ../nbs/10_pipeline.ipynb #00474dd7
 def check_config(
     config: dict,
@@ -375,6 +366,8 @@ def check_config(
     settings = {name: value for name, value in config["train"].items() if name in TrainSettings.__dataclass_fields__}
     try: TrainSettings(task=tasks[0].name, dataset=config["dataset"], seed=config["seed"], **settings)
     except TypeError as e: raise FilmError(f"training settings do not fit: {e}") from None
+    unknown = sorted({*(config["fuse"]["rules"] or [])} - {*METHODS})
+    if unknown: raise FilmError(f"fuse.rules: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} none of {', '.join(METHODS)}")
     name = config["task"].replace(" ", "").replace(",", "-")
     return config | dict(device=str(choose_device(config["device"])), out=str(Path(config["out"] or f"outputs/pipeline/{name}-{config['dataset']}")))
 
@@ -391,10 +384,8 @@ def run_pipeline(
     config = check_config(configure(changes or {}, notebooks))
     tasks, run, ran = chosen_tasks(config["task"]), Path(config["out"]), []
     jobs = [(task.name, stage, run / task.name) for task in tasks for stage in STAGES] + [("", REPORT, run)]
-    if not dry_run:
-        try: run.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise FilmError(f"{run}: no folder can be made there ({e.strerror}); choose another --out") from None
-    with nullcontext() if dry_run else _alone(run), TemporaryDirectory() as aside:
+    if not dry_run: check_folder(run)
+    with nullcontext() if dry_run else lock_folder(run, "pipeline") or nullcontext(), TemporaryDirectory() as aside:
         selected = Path(aside) if dry_run else run  # to say what would run, nothing in the run's folder changes
         for task in tasks: select_pairs(config, task, selected / task.name)
         if not dry_run:

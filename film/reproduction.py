@@ -61,7 +61,7 @@ def reproduce(
     datasets: list[str] | None = None,     # test sets of the paper; None: all that are there
     device: str | None = None,
 ) -> dict:                                 # what `reproduction.json` holds
-    "Fuses and scores every test set of the paper that is under the root; `FilmError` if there is none."
+    "Fuses and scores every test set of the paper that is under the root, or those named; the others' results in `out` stay if they are of the same weights. `FilmError` if there is none."
     root, out, facts = data_root(root), Path(out), {}
     unknown = set(datasets or ()) - set(PAPER)
     if unknown: raise FilmError(f"{', '.join(sorted(unknown))}: not a test set of the paper ({', '.join(PAPER)})")
@@ -73,6 +73,11 @@ def reproduce(
         facts[name] = dict(task=task.name, pairs=len(result.common()), image_set=image_set(name, result.common())[1], images=result.common(),
                            weights=checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors"),
                            paper=dict(zip(PAPER_METRICS, PAPER[name])), means={row.method: row.mean for row in leaderboard(result)})
+    try: before = json.loads((out / "reproduction.json").read_text())["datasets"]
+    except (OSError, ValueError, LookupError, TypeError): before = {}
+    current = {task.name: checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors") for task in TASKS.values()}
+    kept = {name: found for name, found in before.items() if name not in facts and found["weights"] == current.get(found["task"])}  # of test sets that were not asked for
+    facts = {name: (kept | facts)[name] for name in PAPER if name in kept | facts}
     report = dict(film=version("film-fusion"), torch=version("torch"), command="film evaluate --paper", datasets=facts)
     with atomic_write(out / "reproduction.json") as temporary: temporary.write_text(json.dumps(report, indent=1) + "\n")
     with atomic_write(out / "reproduction.md") as temporary: temporary.write_text(reproduction_table(report) + "\n")

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['HUES', 'MEASURED_SIDE', 'REGION_SIDE', 'PLACES', 'SUBJECTS', 'IRREGULAR', 'SURE', 'NUMBERS', 'MOST_WORDS',
-           'COMPONENTS', 'Measurements', 'blur_effect', 'hue_name', 'measure', 'Region', 'region_facts',
+           'COMPONENTS', 'OPTIONAL', 'Measurements', 'blur_effect', 'hue_name', 'measure', 'Region', 'region_facts',
            'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions', 'Description', 'light_word',
            'contrast_word', 'blur_word', 'place_word', 'plural', 'region_phrase', 'measured_caption', 'write_paragraph',
            'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions', 'MeasuredCaptioner', 'MeasuredWriter',
            'ComponentError', 'quietly', 'check_device', 'get_component', 'measure_in_masks', 'describe']
 
 # %% ../nbs/01_text_generation.ipynb #e41a2c20
-import zlib
+import re, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Protocol
 
 import cv2
@@ -206,7 +207,8 @@ def draw_regions(
 ) -> np.ndarray:            # (H, W, 3) uint8
     "The image with boxes and labels, to be looked at."
     scale = side / max(image.shape[:2])
-    picture = cv2.resize(to_uint8_rgb(image), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+    picture = cv2.resize(to_uint8_rgb(image), size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     for number, region in enumerate(regions):
         x1, y1, x2, y2 = (round(v * scale) for v in region.box)
         colour = ((255, 200, 0), (0, 220, 255), (255, 90, 160), (120, 255, 90))[number % 4]
@@ -300,14 +302,16 @@ def _with_article(phrase: str) -> str:
     "'a wide area', 'an orange area', 'an MRI scan'."
     return f"{'an' if phrase[0].lower() in 'aeiou' or phrase.startswith('MRI') else 'a'} {phrase}"
 
-IRREGULAR = {"person": "people", "bus": "buses", "sheep": "sheep", "skis": "skis", "scissors": "scissors", "bench": "benches", "couch": "couches",
-             "toothbrush": "toothbrushes", "wine glass": "wine glasses", "sandwich": "sandwiches", "knife": "knives", "broccoli": "broccoli", "mouse": "mice"}
+IRREGULAR = {"person": "people", "people": "people", "man": "men", "woman": "women", "child": "children", "bus": "buses", "sheep": "sheep", "knife": "knives", "broccoli": "broccoli", "mouse": "mice"}
 
 def plural(
     label: str,
 ) -> str:
-    "'cars', 'people', 'bright areas'."
-    return IRREGULAR.get(label, f"{label}s")
+    "'cars', 'people', 'bright areas', 'men wearing hats'."
+    thing, rest = re.fullmatch(r"(.+?)((?: (?:with|without|wearing|in|on|of|at|near|next|holding|sitting|standing|riding|driving|walking|parked)\b.*)?)", label).groups()
+    *before, last = thing.split(" ")
+    many = IRREGULAR.get(last) or f"{last}es" * last.endswith(("ss", "x", "ch", "sh")) or last + "s" * (not last.endswith("s"))
+    return " ".join([*before, many]) + rest
 
 # %% ../nbs/01_text_generation.ipynb #2cbf2b15
 SURE = 0.5  # from this score on a thing is said to be there; below it, only that it may be
@@ -470,7 +474,7 @@ class ComponentError(FilmError):
 # %% ../nbs/01_text_generation.ipynb #0459e206
 @contextmanager
 def quietly():
-    "While it lasts, transformers shows no progress bars and notes: loading either works or raises."
+    "While it lasts, transformers shows no progress bars and notes."
     from transformers.utils import logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error(); logging.disable_progress_bar()
@@ -483,11 +487,11 @@ def quietly():
 def check_device(
     device: str, # 'cpu', 'cuda', 'cuda:1', 'mps', ...
 ) -> str:        # the same
-    "`FilmError` if this machine has no such device."
+    "`ComponentError` if this machine has no such device."
     import torch
-    if str(device).startswith("meta"): raise FilmError(f"device {device!r} computes nothing")
+    if str(device).startswith("meta"): raise ComponentError(f"device {device!r} computes nothing")
     try: torch.zeros(0, device=device)
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error: raise FilmError(f"device {device!r} is not available here ({str(error).splitlines()[0][:80]})") from None
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error: raise ComponentError(f"device {device!r} is not available here ({str(error).splitlines()[0][:80]})") from None
     return device
 
 # %% ../nbs/01_text_generation.ipynb #70f8c0fe
@@ -499,8 +503,16 @@ COMPONENTS = {
     "writer":    {"measured": "film.text:MeasuredWriter", "openai": "film.prompting:OpenAIWriter"},
 }
 
+OPTIONAL = ("segmenter", "writer") # roles that may be left out, 'none'
+
+def _stamp(model):
+    "What changes when somebody writes to a local model; nothing for a hub id."
+    path = Path(model)
+    facts = [(str(p), p.stat()) for p in ([path] if path.is_file() else sorted(path.rglob("*")) if model and path.is_dir() else [])]
+    return tuple((name, found.st_size, found.st_mtime_ns) for name, found in facts)
+
 @lru_cache
-def _built(path, **options):
+def _built(path, stamp, **options):
     module, name = path.split(":")
     build = getattr(import_module(module), name)
     taken = signature(build).parameters
@@ -511,14 +523,15 @@ def _built(path, **options):
 
 def get_component(
     role: str,          # 'dense', 'segmenter', 'captioner' or 'writer'
-    name: str,          # one of COMPONENTS[role], perhaps with ':' and a model's hub id or folder
+    name: str,          # one of COMPONENTS[role], perhaps with ':' and a model's hub id or folder; 'none' for a role of OPTIONAL
     **options,          # for its constructor, such as device and dtype; those that it does not take are left out
-):
-    "The component of that name, built on first use and kept; `FilmError` names the choices."
+):                      # None for 'none'
+    "The component of that name, built on first use and kept until its local model changes; `FilmError` names the choices."
+    if name == "none" and role in OPTIONAL: return None
     name, _, model = str(name).partition(":")
     if name not in COMPONENTS[role]: raise FilmError(f"unknown {role} {name!r}: choose one of {', '.join(COMPONENTS[role])}")
     if model: options["model"] = model
-    return _built(COMPONENTS[role][name], **options)
+    return _built(COMPONENTS[role][name], _stamp(model), **{option: tuple(value) if isinstance(value, list) else value for option, value in options.items()})
 
 # %% ../nbs/01_text_generation.ipynb #d114091c
 def measure_in_masks(
@@ -541,9 +554,9 @@ def describe(
     modality: str = "IR",     # which of the task's two images it is: IR or VI, MRI or T, OVER or UNDER, NEAR or FAR
     name: str = "image",      # how to call it in messages and in the description
     dense: str | DenseCaptioner = "objects",       # what is where
-    segmenter: str | Segmenter = "grabcut",        # which pixels; 'none': boxes alone
+    segmenter: str | Segmenter | None = "grabcut", # which pixels; 'none' or None: boxes alone
     captioner: str | Captioner = "measured",       # what it is a picture of
-    writer: str | Writer = "measured",             # all of it in a paragraph
+    writer: str | Writer | None = "measured",      # all of it in a paragraph; 'none' or None: no paragraph
     remember=lambda role, component, description, make: make(), # a cache may stand between a component and its result
 ) -> Description:
     "Describes an image with the chosen components; same image and components, same text. `FilmError` for a bad image, task, modality or component."
@@ -554,8 +567,8 @@ def describe(
     d = Description(name, task.name, modality.upper(), image.shape[1::-1], measure(image), image=image)
     for role, choice, method, part in (("dense", dense, "regions", "regions"), ("segmenter", segmenter, "masks", "masks"),
                                        ("captioner", captioner, "caption", "caption"), ("writer", writer, "write", "paragraph")):
-        if choice == "none": continue
-        component = get_component(role, choice) if isinstance(choice, str) else choice
+        component = get_component(role, choice or "none") if choice is None or isinstance(choice, str) else choice
+        if component is None: continue
         setattr(d, part, remember(role, component, d, lambda: getattr(component, method)(d)))
         d.made_by[role] = component.name
         if role == "segmenter": measure_in_masks(d)

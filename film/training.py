@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'setting', 'TrainSettings', 'make_settings', 'learning_rate', 'pass_through', 'training_pairs', 'held_out',
-           'text_features', 'Run', 'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch', 'fuse_item',
-           'validate', 'parameter_groups', 'start_weights', 'save_weights', 'train']
+           'text_features', 'Run', 'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch', 'one_line',
+           'fuse_item', 'validate', 'parameter_groups', 'start_weights', 'save_weights', 'train']
 
 # %% ../nbs/06_training.ipynb #dbbba287
 import copy, json, math, shutil, signal, tempfile, threading
@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from . import fast
-from .core import FilmError, atomic_write, contact_sheet, get_task, write_image
+from .core import FilmError, atomic_write, check_folder, contact_sheet, get_task, lock_folder, write_image
 from .data import FusionDataset, Pair, check_pairs, collate, files_digest, find_pairs, pairs_digest
 from .encoding import encode, get_encoder, pair_features, read_features, write_features
 from .losses import LossWeights, fusion_loss
@@ -78,14 +79,15 @@ class TrainSettings:
     def __post_init__(self):
         get_task(self.task)
         for name in ("crop", "grid"): object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("batch_size", "epochs", "lr", "lr_epochs", "gain"):
-            if not 0 < getattr(self, name) < float("inf"): raise FilmError(f"{name} must be positive, found {getattr(self, name)}")
+        for name in ("batch_size", "epochs", "lr", "lr_epochs", "lr_gamma", "gain"):
+            if not 0 < getattr(self, name) <= 1e30: raise FilmError(f"{name} must be positive, and no more than 1e30, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         for name in ("validation", "text_lr", "warmup", "grad", "ssim", "signed", "smooth", "brighter", "cold", "detail", "noise", "seed"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
         for name in ("smooth", "brighter", "detail", "noise"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
+        if self.seed >= 1 << 63: raise FilmError(f"seed must be below 2^63, found {self.seed}")
         if not 0 <= self.clipped <= 1: raise FilmError(f"clipped must be in 0..1, found {self.clipped}")
         if not 1 <= self.darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {self.darken}")
         for name in ("max_steps", "max_tokens"):
@@ -179,8 +181,11 @@ def text_features(
 # %% ../nbs/06_training.ipynb #63a9467f
 class Run:
     "The folder of a training run: settings, checkpoint, log."
-    def __init__(self, folder: Path, settings: TrainSettings, resume: bool):
+    def __init__(self, folder: Path, settings: TrainSettings, resume: bool, alone: bool = True):
         self.folder, self.settings = Path(folder), settings
+        if alone: # not the second process of one run
+            check_folder(self.folder)
+            self.lock = lock_folder(self.folder, "training")
         self.checkpoint, self.log_file = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
         settings_file = self.folder / "settings.json"
         default, wanted = (json.loads(json.dumps(asdict(s))) for s in (TrainSettings(), settings))
@@ -197,7 +202,9 @@ class Run:
 
     def save(self, state: dict):
         "Replaces the checkpoint in one stroke."
-        with atomic_write(self.checkpoint) as temporary: torch.save(state, temporary)
+        with atomic_write(self.checkpoint) as temporary:
+            try: torch.save(state, temporary)
+            except RuntimeError as e: raise OSError(" ".join(str(e).split())[:120]) from None  # as torch calls a full disk
 
     def load(self) -> dict | None:
         "The checkpoint, or None if there is none yet; the log is cut back to it."
@@ -269,13 +276,23 @@ def batches_of_epoch(
     return order[:pairs // batch_size * batch_size].reshape(-1, batch_size).tolist()
 
 # %% ../nbs/06_training.ipynb #1d3e2a2d
+def one_line(
+    loader: DataLoader,
+): # of its batches
+    "The batches; a `FilmError` of a worker process, which torch wraps in a traceback, as the line it was."
+    try: yield from loader
+    except FilmError as e: raise FilmError(str(e).strip().rpartition("FilmError: ")[2]) from None
+
+
 def fuse_item(
     film: Film,
     item: dict,        # of a FusionDataset
 ) -> np.ndarray:       # (H, W) float32 in (0, 1)
     "One sample fused as it is, for the pictures of a run."
     device = next(film.parameters()).device
-    with torch.inference_mode(): return fast.forward(film, *(item[key][None].to(device) for key in ("a", "b", "text")))[0, 0].float().cpu().numpy()
+    with torch.inference_mode(): fused = fast.forward(film, *(item[key][None].to(device) for key in ("a", "b", "text")))[0, 0].float().cpu().numpy()
+    if not np.isfinite(fused).all(): raise FilmError("the weights became infinite or NaN; lower the learning rate, and go on from an earlier checkpoint's weights")
+    return fused
 
 # %% ../nbs/06_training.ipynb #3f4206b8
 def validate(
@@ -320,7 +337,8 @@ def save_weights(
 ) -> Path:
     "Writes model.safetensors and config.json; each file appears whole or not at all."
     with tempfile.TemporaryDirectory() as staging:
-        copy.deepcopy(film).cpu().to(dtype).save_pretrained(staging)
+        try: copy.deepcopy(film).cpu().to(dtype).save_pretrained(staging)
+        except (OSError, SafetensorError) as e: raise FilmError(f"{folder}: no room for the weights in {tempfile.gettempdir()} ({' '.join(str(e).split())[:120]})") from None
         for name in ("config.json", "model.safetensors"):
             with atomic_write(Path(folder) / name) as temporary: shutil.copyfile(Path(staging) / name, temporary)
     return Path(folder)
@@ -359,7 +377,7 @@ def train(
     if packed and settings.encoder == "constant": raise FilmError(f"{packed}: a packed file brings its text; to train without text, name the data root")
     pairs = None if packed else training_pairs(root, settings)
     with accelerator.main_process_first():  # it makes the folder and the features, the others find them
-        run = Run(out, settings, resume or not main)
+        run = Run(out, settings, resume or not main, alone=main)
         texts, made_by = (None, None) if packed else text_features(pairs, settings.task, settings.encoder, run.folder / "texts")
     def dataset(indices, mode="paper", **options):
         "The samples of these indices; None: all."
@@ -392,13 +410,13 @@ def train(
 
     steps_per_epoch = len(data) // settings.batch_size // world
     total = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
+    step, recent = start, state.get("recent", []) if state else [] # terms of the loss since the last line of the log
     def checkpoint(step):
-        run.save(dict(model=film.state_dict(), optimizer=optimizer.state_dict(), scaler=accelerator.scaler and accelerator.scaler.state_dict(),
+        run.save(dict(recent=recent, model=film.state_dict(), optimizer=optimizer.state_dict(), scaler=accelerator.scaler and accelerator.scaler.state_dict(),
                       step=step, best=best, data=digest, text_encoder=made_by, grid=film.grid))
 
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=start) if main else None
     bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)
-    step, recent = start, []
     if main: run.log_file.touch()  # from here on the folder is this run's
     with stop_on_signal() as stopped, deterministic(accelerator.device):
         for epoch in range(start // steps_per_epoch, settings.epochs):
@@ -406,8 +424,8 @@ def train(
             last = min((epoch + 1) * steps_per_epoch, total)  # step at which the epoch ends
             batches = batches_of_epoch(len(data), settings.batch_size, settings.seed, epoch)[rank::world][:steps_per_epoch]
             loader = DataLoader(data, batch_sampler=batches[step - epoch * steps_per_epoch:], collate_fn=collate, num_workers=workers)
-            for batch in loader:
-                if step >= total or step == stop_at or stopped(): break
+            for batch in one_line(loader):
+                if step >= total or stop_at is not None and step >= stop_at or stopped(): break
                 for group in optimizer.param_groups: group["lr"] = group["factor"] * learning_rate(settings, step, steps_per_epoch, total)
                 a, b, text = (batch[key].to(accelerator.device) for key in ("a", "b", "text"))
                 mask = None if batch["text_mask"] is None else batch["text_mask"].to(accelerator.device)
@@ -422,7 +440,7 @@ def train(
                 step += 1
                 recent.append({name: value.item() for name, value in terms.items()})
                 bar.update(); bar.set_postfix({name: f"{value:.3f}" for name, value in recent[-1].items()})
-                if not main: continue
+                if not main: recent.clear(); continue
                 if step % log_every == 0:
                     means = {name: float(np.mean([r[name] for r in recent])) for name in recent[0]}
                     run.log(step=step, epoch=epoch, lr=optimizer.param_groups[0]["lr"], **means)
@@ -440,7 +458,7 @@ def train(
                 writer.add_scalar("loss/validation", loss, step)
                 if best is None or loss < best["loss"]: best = dict(loss=loss, step=step, model=copy.deepcopy(film.state_dict()))
             if main and step % checkpoint_every == 0: checkpoint(step)  # not before: it holds the best weights
-            if step >= total or step == stop_at or stopped(): break
+            if step >= total or stop_at is not None and step >= stop_at or stopped(): break
     bar.close()
     if main:
         writer.close()

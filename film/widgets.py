@@ -272,7 +272,7 @@ def _jpeg(image):
     "An image reduced to what a screen shows, as bytes."
     image = to_uint8_rgb(image)
     scale = SHOWN / max(image.shape[:2])
-    if scale < 1: image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    if scale < 1: image = cv2.resize(image, [max(1, round(n * scale)) for n in image.shape[1::-1]], interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 def _decoded(upload):
@@ -320,7 +320,7 @@ class Panel:
         self.controls = [self.task, self.dataset, self.name, *self.uploads, *self.texts, self.method, self.weights, self.to, self.reset, self.button]
 
         e = explorer
-        self._on(self.task, lambda task: e.choose(task=task))
+        self._on(self.task, lambda task: e.open(*e.images, e.name, task) if e.images and not e.dataset else e.choose(task=task))
         self._on(self.dataset, lambda dataset: e.choose(dataset=dataset))
         self._on(self.name, lambda name: e.choose(name=name))
         self._on(self.to, lambda to: None)
@@ -448,14 +448,15 @@ TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 """
 
 def free_port(
-    first: int,  # where to begin
+    first: int,  # where to begin; 0: any
     tries: int = 20,
 ) -> int:
     "The first port from `first` on that nobody on this machine listens at; `FilmError` if there is none."
+    if not 0 <= first < 65536: raise FilmError(f"port {first} is not between 0 and 65535")
     for port in range(first, min(first + tries, 65536)):
         with socket.socket() as probe:
-            try: probe.bind(("127.0.0.1", port)); return port
-            except (OSError, OverflowError): pass
+            try: probe.bind(("127.0.0.1", port)); return probe.getsockname()[1]
+            except OSError: pass
     raise FilmError(f"no free port from {first} on: choose another with --port")
 
 # %% ../nbs/09b_widgets.ipynb #43d817d4

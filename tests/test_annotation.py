@@ -261,6 +261,38 @@ def test_features_are_both_texts_and_only_new_ones_are_encoded(root):
     assert (summary.done, summary.kept) == (2, 0) and set(summary.failed) == {"p2", "p3"} and summary.failed["p3"] == "no text for VI"
 
 
+def test_a_cache_that_cannot_be_written_stops_the_run_before_anything_is_paid(root):
+    (root / "blocked").write_text("a file")
+    with ChatServer() as server:
+        summary = describe_dataset(root, "ivf", "Toy", **LIGHT, writer=chat(server), cache=Cache(root / "blocked" / "cache"), workers=4)
+        assert "choose another folder for the cache" in summary.stopped and (summary.done, len(server.requests)) == (0, 0)
+
+
+def test_only_segmenter_and_writer_can_be_left_out(root, capsys):
+    for role in ("dense", "captioner"):
+        with pytest.raises(FilmError, match=f"unknown {role} 'none'"): describe_dataset(root, "ivf", "Toy", **LIGHT | {role: "none"})
+        assert film(capsys, "describe", root / "Image/IVF/Toy/IR/p0.png", f"--{role}", "none")[0] == 2
+    with pytest.raises(FilmError, match="needs a writer"): describe_dataset(root, "ivf", "Toy", **LIGHT, writer="none")
+
+
+def test_what_a_crash_left_and_a_writer_that_ends_with_a_line_break(root):
+    class Lines(MeasuredWriter):
+        name = "lines/1"
+        def write(self, d): return super().write(d) + "\n"
+    assert describe_dataset(root, "ivf", "Toy", **LIGHT, writer=Lines()).done == 8
+    assert str(describe_dataset(root, "ivf", "Toy", **LIGHT, writer=Lines())) == "0 made, 8 kept"
+    (root / "Text/IVF/Toy/VI/.film-0123.txt").touch()
+    assert str(encode_dataset(root, "ivf", "Toy")) == "4 made, 0 kept"
+
+
+def test_other_blip2_weights_encode_again(root, tmp_path):
+    from film.encoding import get_encoder
+    describe_dataset(root, "ivf", "Toy", **LIGHT)
+    folders = [save_qformer(tmp_path / f"qformer{seed}", seed) for seed in (0, 1)]
+    made = [encode_dataset(root, "ivf", "Toy", encoder=get_encoder(f"blip2:{folder}")).done for folder in (folders[0], folders[0], folders[1])]
+    assert made == [4, 0, 4] and read_features(root / "TextFeature/IVF/Toy/p0.npy")[1]["encoder"] == "blip2-qformer"
+
+
 def test_another_encoder_encodes_again(root, tmp_path):
     describe_dataset(root, "ivf", "Toy", **LIGHT)
     encode_dataset(root, "ivf", "Toy")

@@ -93,10 +93,43 @@ def test_bad_input(images, capsys, argv, says):
     assert sorted(p.name for p in images.iterdir()) == before  # no output, no rest of one, and nothing a pickle made
 
 
-@pytest.mark.parametrize("out", ["fused.gif2", "fused", "."])
-def test_bad_output_is_refused_first(images, capsys, out):
+@pytest.mark.parametrize("out", ["fused.gif2", "fused", ".", "b.png/fused.png", "/proc/nowhere/fused.png"])
+def test_bad_output_is_refused_first(images, capsys, monkeypatch, out):
+    monkeypatch.setattr("film.fusion.fuse", lambda *_, **__: pytest.fail("fused before the output was looked at"))
     code, _, err = run(capsys, "fuse", "a.png", "b.png", "-o", out)
     assert code == 2 and err.count("\n") == 1
+    if "/" not in out: return
+    for folder in "AB": write_image(f"{folder}/p.png", read_image("a.png"))
+    code, _, err = run(capsys, "fuse", "A", "B", "-o", out.removesuffix("/fused.png") + "/many")
+    assert code == 2 and "cannot be written" in err and err.count("\n") == 1
+
+
+def test_what_the_system_refuses_is_one_line(images, capsys):
+    code, _, err = run(capsys, "fuse", "x" * 300, "b.png", "-o", "fused.png")
+    assert code == 2 and "File name too long" in err and err.count("\n") == 1
+    write_image(images / ("ü" * 120 + ".png"), read_image("b.png"))  # nearly as long as a name may be
+    assert run(capsys, "fuse", "a.png", "ü" * 120 + ".png", "-o", "é" * 120 + ".png")[0] == 0
+
+
+def test_weights_files_and_folders(images, capsys):
+    film.load("mef").save_pretrained("w")
+    assert run(capsys, "fuse", "a.png", "b.png", "-o", "folder.png", "--weights", "w")[0] == run(capsys, "fuse", "a.png", "b.png", "-o", "file.png", "--weights", "w/model.safetensors")[0] == 0
+    assert np.array_equal(read_image("folder.png"), read_image("file.png"))
+    (images / "w" / "config.json").unlink()
+    for weights, says in (("w/model.safetensors", "name the folder that holds"), ("w/other", "no such weights")):
+        code, _, err = run(capsys, "fuse", "a.png", "b.png", "-o", "no.png", "--weights", weights)
+        assert code == 2 and says in err and err.count("\n") == 1
+
+
+def test_checkpoints_that_are_larger_than_their_file(images):
+    state = film.load("ivf").state_dict()
+    huge = state | {"text_process.conv.weight": torch.zeros(1).expand(256, 10**9, 1)}
+    for name, content, says in (("deep", state | {"restormerca300.x": torch.zeros(1)}, "missing, unknown or of another shape"), ("wide", huge, "larger than what is stored"), ("text", "x", "no weights"), ("list", [1], "no weights")):
+        torch.save({"model": content}, f"{name}.pth")
+        with pytest.raises(FilmError, match=says): film.Film.from_weights(f"{name}.pth")
+    for grid in ((8., 32.), (True, 256), (8, 32, 1)):
+        torch.save({"model": state, "grid": grid}, "grid.pth")
+        with pytest.raises(FilmError, match="whole numbers"): film.Film.from_weights("grid.pth")
 
 
 def test_sources_are_not_replaced(images, capsys):

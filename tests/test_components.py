@@ -57,6 +57,25 @@ def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_missing_and_damaged_weights_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+    path = save_blip2(tmp_path / "blip2")
+    whole = load_file(path / "model.safetensors")
+    save_file({name: value for name, value in whole.items() if "qformer.encoder.layer.1" not in name}, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FilmError, match=r"weights are missing, such as qformer\.encoder\.layer\.1"): Blip2Captioner(path, device="cpu").caption(description())
+    for content in (b"", b"version https://git-lfs.github.com/spec/v1", (path / "model.safetensors").read_bytes()[:1000]):
+        (path / "model.safetensors").write_bytes(content)
+        with pytest.raises(FilmError, match="BLIP-2: .* cannot be loaded") as caught: Blip2Captioner(path, device="cpu").caption(description())
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_is_known_by_what_its_files_hold(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(bytes(1 << 20))
+    before = model_id(tmp_path)
+    with open(tmp_path / "weights.bin", "r+b") as file: file.seek(1 << 19); file.write(b"\1" * (1 << 15))  # as long as before
+    assert model_id(tmp_path) != before
+
+
 def test_names_say_what_is_in_a_folder_not_where_it_is(tmp_path):
     for where in ("here", "there"):
         (tmp_path / where / "model").mkdir(parents=True); (tmp_path / where / "model" / "config.json").write_text("{}")
@@ -108,6 +127,19 @@ def test_grit_results_in_three_forms(tmp_path):
         assert (region.label, region.box, region.source) == ("orange cat", (2, 1, 435, 298), "grit")
     assert GritResults(tmp_path / "own.json").regions(description(name="dog")) == []
     with pytest.raises(FilmError, match="no image called bird"): GritResults(tmp_path / "own.json").regions(description(name="bird"))
+
+
+def test_grit_results_of_both_images_of_a_pair(tmp_path):
+    thing = lambda label: [{"caption": label, "box": [2, 1, 435, 298]}]
+    def labels(content, name="p.0", modality="NEAR"):
+        (tmp_path / "grit.json").write_text(json.dumps(content))
+        return [region.label for region in get_component("dense", f"grit:{tmp_path / 'grit.json'}").regions(describe(CAT, task="mff", modality=modality, name=name, dense="measured", segmenter="none"))]
+    both = {"NEAR/p.0.png": thing("a cat"), "FAR/p.0.png": thing("a dog")}
+    assert labels(both) == ["cat"] and labels(both, modality="FAR") == ["dog"]  # the file has changed in between: it is read again
+    assert labels({"p.0": thing("a cat"), "p.1": thing("a dog")}) == ["cat"] and labels({"any/p.0.jpg": thing("a cat"), "FAR/p.0": thing("a dog")}) == ["cat"]
+    assert labels([dict(image_id=f"{folder}/p.0.png", bbox=[2, 1, 433, 297], caption=label) for folder, label in (("NEAR", "a cat"), ("FAR", "a dog"))], modality="FAR") == ["dog"]
+    with pytest.raises(FilmError, match="no image called p.0; call them NEAR/p.0"): labels({"FAR/p.0": thing("a dog")})
+    with pytest.raises(FilmError, match="several images called p.0"): labels({"one/p.0": [], "two/p.0": []})
 
 
 @pytest.mark.parametrize("content", ["{", "3", '{"cat": 3}', '{"cat": [{"box": [1, 2, 3, 4]}]}', '{"cat": [{"caption": "a", "box": "x"}]}', "[1]", '{"cat": [{"caption": "a", "bbox": [1]}]}'])

@@ -346,6 +346,16 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     with pytest.raises(FilmError, match="holds no images"): generate_pairs(folder, "mff", "Three", tmp_path)
 
 
+def test_names_that_end_like_images(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("foo.jpg.webp", " lead.png", "ok.png"): write_image(tmp_path / "photographs" / name, rng.integers(0, 256, (40, 50, 3), np.uint8))
+    folder = generate_pairs(tmp_path / "photographs", "mff", "Made", tmp_path)
+    assert "passed over" in capsys.readouterr().out and (folder / "train.txt").read_text() == "foo.jpg\nok\n"
+    assert [pair.name for pair in check_pairs(find_pairs(tmp_path, "mff", "Made", "train"))] == ["foo.jpg", "ok"]
+    (folder / "train.txt").write_text("foo.jpg.png\nok.jpg\n")
+    assert [pair.name for pair in check_pairs(find_pairs(tmp_path, "mff", "Made", "train"))] == ["foo.jpg", "ok"]
+
+
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48, 3), (1, 1), (200, 3, 3)])
 @pytest.mark.parametrize("view", [(30, 30), (64, 90, 3), (1, 1)])
 def test_a_view_of_any_size_and_kind(shape, view):

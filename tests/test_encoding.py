@@ -140,6 +140,15 @@ def test_wrong_folders_are_said(tmp_path):
 
 # ---------------------------------------------------------------- features of a pair, feature files
 
+def test_missing_weights_are_not_drawn_at_random(tmp_path):
+    import shutil
+    from safetensors.torch import load_file, save_file
+    folder = shutil.copytree(minilm_folder(), tmp_path / "minilm")
+    state = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in state.items() if "layer.5" not in name}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FilmError, match="weights are missing"): get_encoder(f"minilm:{folder}")
+
+
 def test_pair_features_are_both_texts_a_first():
     a, b = encode(["a dark image", "a bright image with a car"])
     pair = pair_features("a dark image", "a bright image with a car")

@@ -1,5 +1,5 @@
 "Metrics against the golden numbers, on hostile input, and folder evaluation."
-import json, math
+import json, math, os, shutil
 from pathlib import Path
 
 import cv2
@@ -354,6 +354,9 @@ def test_latex_escapes_names(folders):
     (folders / "good").rename(folders / "my_method & 100%")
     text = to_latex(evaluate_folders(folders / "my_method & 100%", pairs_of(folders)))
     assert "my\\_method \\& 100\\%" in text and text.count("\\\\") == 2
+    (folders / "my_method & 100%").rename(folders / "a|b^{c}~")
+    result = evaluate_folders(folders / "a|b^{c}~", pairs_of(folders))
+    assert "a|b\\^{}\\{c\\}\\~{}" in to_latex(result) and "| a\\|b^{c}~ |" in to_markdown(result)
 
 
 def test_report(folders):
@@ -366,6 +369,15 @@ def test_report(folders):
     assert [float(x) for x in lines[1].split(",")[2:]] == list(result.scores["good"]["p0"].values())
     assert "missing\tpoor\tp2: no fused image" in (folders / "report/problems.txt").read_text()
     with pytest.raises(FilmError, match="name the dataset"): write_report(folders / "report", result, paper=True)
+    write_report(folders / "report", evaluate_folders(folders / "good", pairs_of(folders)))
+    assert not {"paper.md", "problems.txt"} & {path.name for path in (folders / "report").iterdir()}  # of the evaluation before
+
+
+def test_names_that_are_not_utf8_are_written_as_they_are(folders):
+    odd = os.fsdecode(b"caf\xe9.png")
+    for folder in ("A", "B", "good"): shutil.copy(folders / folder / "p0.png", folders / folder / odd)
+    write_report(folders / "report", evaluate_folders(folders / "good", pairs_of(folders)))
+    assert b"good,caf\xe9," in (folders / "report/scores.csv").read_bytes()
 
 
 def test_paper_rows(folders):

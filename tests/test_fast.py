@@ -156,6 +156,16 @@ def test_long_text_and_threads(use, instructions):
 
 
 @needs_kernels
+def test_pairs_at_the_same_time_leave_the_number_of_threads(model):
+    from concurrent.futures import ThreadPoolExecutor
+    a, b, text = torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16), torch.rand(1, 3, 768)
+    def work(_):
+        torch.set_num_threads(2)
+        for _ in range(4): fast.forward_native(model, a, b, text)
+        return torch.get_num_threads()
+    with ThreadPoolExecutor(6) as pool: assert {*pool.map(work, range(6))} == {2}
+
+
 def test_allocator(tmp_path):
     "The same output under one malloc arena, in a process of its own."
     code = """if True:

@@ -61,14 +61,15 @@ def test_fuse_equal(model, spilled, monkeypatch, tmp_path, task, coloured):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", [dict(), dict(tile=(32, 16)), dict(rowsperstrip=7, compression="zlib", predictor=True)])
 def test_read(tmp_path, dtype, channels, kind):
     image = np.random.default_rng(0).random((40, 50, channels)[:2 + (channels > 1)], np.float32)
     if dtype != np.float32: image = (image * np.iinfo(dtype).max).astype(dtype)
     elif "predictor" in kind: kind = kind | dict(predictor=False)  # of floats needs imagecodecs
-    tifffile.imwrite(tmp_path / "x.tif", image, photometric="minisblack" if channels == 1 else "rgb", extrasamples=["unassalpha"] if channels == 4 else None, **kind)
-    assert np.array_equal(read_large(tmp_path / "x.tif", Room(LEAST)), image[..., :3] if channels > 1 else image)
+    tifffile.imwrite(tmp_path / "x.tif", image, photometric="minisblack" if channels < 3 else "rgb", planarconfig="contig" if channels > 1 else None, extrasamples=["unassalpha"] if channels in (2, 4) else None, **kind)
+    without_alpha = image[..., 0] if channels == 2 else image[..., :3] if channels > 2 else image
+    assert np.array_equal(read_large(tmp_path / "x.tif", Room(LEAST)), without_alpha) and np.array_equal(read_image(tmp_path / "x.tif"), without_alpha)
 
 
 def test_other_kinds_go_to_opencv(tmp_path):
@@ -86,6 +87,11 @@ def test_bad_values(tmp_path):
         image[30, 3] = value
         tifffile.imwrite(tmp_path / "x.tif", image)
         with pytest.raises(FilmError, match=says): read_large(tmp_path / "x.tif", Room(LEAST))
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((40, 50), np.float32), photometric="miniswhite")
+    with pytest.raises(FilmError, match="inverted gray in float"): read_image(tmp_path / "x.tif")
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((33000, 33000), np.uint8), compression="zlib", rowsperstrip=1000)
+    for read in (read_image, lambda path: read_large(path, Room(LEAST))):
+        with pytest.raises(FilmError, match="33000x33000 pixels are more than can be read"): read(tmp_path / "x.tif")
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((4, 50), np.uint8))
     with pytest.raises(FilmError, match="too small"): read_large(tmp_path / "x.tif", Room(LEAST))
 

@@ -201,9 +201,20 @@ def test_texts_are_made_again_but_for_a_persons(dataset, tmp_path):
     assert len(list((tmp_path / "Text" / "IVF").rglob("*.txt"))) == 1 and set((tmp_path / "Text" / ".cache").rglob("*.json")) == cached
     summary = describe()
     assert (summary.done, summary.edited) == (11, 1)
+    (tmp_path / "Text" / "IVF" / "Tiny" / "IR" / "p4.txt").write_bytes(b"caf\xe9")  # a person's, in another encoding
     written = next(iter(cached)).parent / "reply.json"; written.write_text('{"role": "writer", "value": "paid for"}')
     pipeline.forget_texts(tmp_path / "Text", computed=True)
     assert set((tmp_path / "Text" / ".cache").rglob("*.json")) == {written}
+
+
+def test_weights_to_start_from_count_by_what_is_in_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "weights0" / "model.safetensors", "one")
+    train = next(stage for stage in pipeline.STAGES if stage.name == "train")
+    def inputs(start): return pipeline.dependencies(train, tmp_path, pipeline.NOTEBOOKS / "train.ipynb", dict(start=start))["inputs"]
+    before = inputs("weights0")
+    write(tmp_path / "weights0" / "model.safetensors", "two")
+    assert before["weights0"] != inputs("weights0")["weights0"] and "default" not in inputs("default")
 
 
 def test_what_is_shared_names_no_machine():

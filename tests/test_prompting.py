@@ -145,10 +145,31 @@ def test_usage_that_is_none_is_estimated():
         assert w.write(description()).startswith("A dark infrared") and w.budget.tokens_in > 0
 
 
-@pytest.mark.parametrize("key, url, says", [("\u201csk-secret\u201d", None, "not a key"), ("k", "http://[::1", "base_url")])
+@pytest.mark.parametrize("key, url, says", [("\u201csk-secret\u201d", None, "not a key"), ("sk-\x07", None, "not a key"), ("k", "http://[::1", "base_url")])
 def test_a_key_or_an_address_that_is_none(monkeypatch, key, url, says):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ComponentError, match=says): OpenAIWriter("m", base_url=url, max_retries=0).write(description())
+
+
+def test_key_and_address_are_those_of_the_moment(monkeypatch):
+    with ChatServer() as one, ChatServer() as other:
+        monkeypatch.setenv("OPENAI_BASE_URL", one.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong\n")
+        w = OpenAIWriter("local-model", max_retries=0)
+        w.write(description())
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        w.write(description())
+        monkeypatch.setenv("OPENAI_BASE_URL", other.url)
+        w.write(description())
+    assert (one.keys, other.keys) == (["Bearer sk-wrong", f"Bearer {KEY}"], [f"Bearer {KEY}"])
+
+
+def test_an_image_counts_what_the_model_counts():
+    (talk,) = conversations(description(), PROMPTS["paper"], see_image=True)
+    assert count_tokens(talk, 2833) - count_tokens(talk) == 2833 - 85
+    of = {model: OpenAIWriter(model, base_url="http://127.0.0.1:1/v1", see_image=True).estimate(description())["tokens_in"] for model in ("gpt-4o", "gpt-4o-mini")}
+    assert of["gpt-4o-mini"] - of["gpt-4o"] == 2833 - 85
+    assert all(request[1]["content"][1] for request in conversations(description(size=(16, 40000)), PROMPTS["paper"], see_image=True))
 
 
 def test_a_budget_reserves_what_a_call_may_cost():

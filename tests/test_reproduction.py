@@ -63,6 +63,15 @@ def test_table_is_made_resumed_and_renewed(root, tmp_path, capsys):
     assert fused.is_file()
 
 
+def test_one_test_set_made_again_leaves_the_others(root, tmp_path):
+    (root / "Image" / "MFF" / "RealMFF").symlink_to(root / "Image" / "MFF" / "Lytro")
+    both = reproduce(root, tmp_path / "out")
+    assert set(both["datasets"]) == {"RealMFF", "Lytro"} == set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"])
+    both["datasets"]["RealMFF"]["weights"] = "others"
+    (tmp_path / "out" / "reproduction.json").write_text(json.dumps(both))
+    assert set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"]) == {"Lytro"}
+
+
 def test_nothing_to_reproduce(root, tmp_path, capsys):
     with pytest.raises(FilmError, match="no test list of RoadScene"): reproduce(root, tmp_path, ["RoadScene"])
     with pytest.raises(FilmError, match="Street: not a test set of the paper"): reproduce(root, tmp_path, ["Street"])

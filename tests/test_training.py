@@ -130,6 +130,48 @@ def test_runs_of_one_process_do_not_know_each_other(dataset, tmp_path):
     with pytest.raises(FilmError, match="CUDA_VISIBLE_DEVICES"): train(make_settings("quick", **TINY), dataset, tmp_path / "one", device="cuda:1")
 
 
+def test_one_run_at_a_time_in_a_folder_and_no_step_beyond_the_last(dataset, tmp_path, capsys):
+    process = start(dataset, tmp_path / "run", steps=100000)
+    wait_for_step(tmp_path / "run", process, 6)
+    try: assert main(command(dataset, tmp_path / "run", "--resume")[3:]) == 2 and "another training is running there" in capsys.readouterr().err
+    finally: process.kill(); process.communicate()
+    settings, out = make_settings("quick", **TINY), tmp_path / "short"
+    assert train(settings, dataset, out, device="cpu", stop_at=3) is None
+    assert train(settings, dataset, out, resume=True, device="cpu", stop_at=2) is None and torch.load(out / "checkpoint.pt")["step"] == 3
+
+
+def test_the_log_after_a_pause_is_that_of_a_run_never_stopped(dataset, tmp_path):
+    settings = make_settings("quick", **TINY | dict(max_steps=10))
+    train(settings, dataset, tmp_path / "whole", device="cpu", log_every=5)
+    train(settings, dataset, tmp_path / "paused", device="cpu", log_every=5, stop_at=3)
+    train(settings, dataset, tmp_path / "paused", resume=True, device="cpu", log_every=5)
+    assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "paused" / "log.jsonl").read_text()
+
+
+def test_a_full_disk_is_one_line(dataset, tmp_path, monkeypatch):
+    def full(*_): raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3451392 vs 3451280")
+    monkeypatch.setattr("film.training.torch.save", full)
+    with pytest.raises(FilmError, match="checkpoint.pt: cannot be written") as caught: train(make_settings("quick", **TINY | dict(max_steps=1)), dataset, tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_worker_process_says_is_one_line(dataset, tmp_path):
+    settings = make_settings("quick", **TINY)
+    texts, encoder = text_features(training_pairs(dataset, settings), "ivf", "minilm", tmp_path / "texts")
+    pack(tmp_path / "tiny.h5", find_pairs(dataset, "ivf", "Tiny", "train"), "ivf", "whole", texts, encoder)
+    import h5py
+    with h5py.File(tmp_path / "tiny.h5", "r+") as file:
+        for name in file["imageA"]: file["imageA"][name][...] = 7 if name != "p0" else 0
+    for workers in (0, 2):
+        with pytest.raises(FilmError, match=r"image values outside \[0, 1\]$") as caught: train(settings, tmp_path / "tiny.h5", tmp_path / f"run{workers}", device="cpu", workers=workers)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [dict(lr_gamma=-1.0), dict(lr_gamma=float("nan")), dict(lr=1e300), dict(seed=10**20)])
+def test_settings_that_no_optimizer_takes(wrong):
+    with pytest.raises(FilmError, match=next(iter(wrong))): make_settings(**wrong)
+
+
 def test_every_form_of_the_network_trains_alike(dataset, tmp_path):
     weights = []
     for form in ("fast", "plain", "checkpointing"):

@@ -177,6 +177,8 @@ def test_uploaded_images(images, explorer):
     assert said(panel).startswith("text.png: not an image")
     panel.uploads[1].value = upload("a.png")
     assert explorer.name == "a" and np.array_equal(explorer.images[0], read_image("b.png")) and panel.dataset.value == "your own"
+    panel.task.value = "mef"                                               # another task for the same images
+    assert explorer.task.name == "mef" and explorer.name == "a" and np.array_equal(explorer.images[0], read_image("b.png")) and "over-exposed" in explorer.texts[0]
 
 
 def test_it_shows_itself_in_a_notebook(explorer):
@@ -208,7 +210,9 @@ def test_the_next_free_port_is_taken():
         busy.bind(("127.0.0.1", 0))
         port = busy.getsockname()[1]
         if port < 65000: assert port < free_port(port) <= port + 20
-    with pytest.raises(FilmError, match="no free port"): free_port(65536)
+    assert free_port(0) > 0
+    for port in (-1, 65536):
+        with pytest.raises(FilmError, match="not between 0 and 65535"): free_port(port)
 
 
 # ---------------------------------------------------------------- the app in a browser

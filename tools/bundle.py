@@ -26,6 +26,7 @@ def change(run: Path, folder: Path, data: str) -> dict[str, float]:
     settings = TrainSettings(**json.loads((run / "settings.json").read_text()))
     pairs = training_pairs(data, settings)
     pairs = [pairs[i] for i in held_out(settings, len(pairs))]
+    if not pairs: raise FilmError(f"{run}: held no pairs out, on which float16 could be compared")
     texts, _ = text_features(pairs, settings.task, settings.encoder, run / "texts")
     means = []
     for weights in (run / "weights", folder):
@@ -76,7 +77,7 @@ def main():
         shutil.copy(stage / "settings.json", folder / f"settings{'' if stage == run else '-' + stage.name}.json")
     with atomic_write(folder / "training.jsonl") as temporary: temporary.write_text("".join(json.dumps({key: value for key, value in line.items() if key != "at"}) + "\n" for line in lines))
     curve(lines, folder / "loss.png")
-    sums = sorted(path.relative_to(WEIGHTS_FOLDER).as_posix() for path in WEIGHTS_FOLDER.rglob("*.safetensors"))
+    sums = sorted(path.relative_to(WEIGHTS_FOLDER).as_posix() for path in WEIGHTS_FOLDER.rglob("[!.]*.safetensors"))
     with atomic_write(WEIGHTS_FOLDER / "SHA256SUMS") as temporary: temporary.write_text("".join(f"{checksum(WEIGHTS_FOLDER / name)}  {name}\n" for name in sums))
     print(folder)
 
