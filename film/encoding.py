@@ -137,7 +137,7 @@ class ConstantEncoder:
 
 # %% ../nbs/02_blip2_encoding.ipynb #0d77655e
 def _own_id(kind: str, folder: str | os.PathLike) -> str:
-    "The id of other weights, by which `get_encoder` finds them again: kind and hub id, or kind, folder and a hash of its configuration and sizes."
+    "The id of other weights, by which `get_encoder` finds them again: kind and hub id, or kind, folder and a hash of its content."
     from film.components import model_id
     return f"{kind}:{folder}@{model_id(str(folder)).rpartition('@')[2]}" if Path(folder).exists() else f"{kind}:{folder}"
 

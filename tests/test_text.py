@@ -10,7 +10,7 @@ from skimage import data as photographs
 
 from film.core import TASKS, FilmError, write_image
 from film.objects import ObjectRegions, box_mask, detect, overlap
-from film.text import (COMPONENTS, IRREGULAR, Mask, Region, blur_effect, describe, draw_regions, get_component, hue_name, light_regions, mask_to_rle, measure,
+from film.text import (COMPONENTS, Mask, Region, blur_effect, describe, draw_regions, get_component, hue_name, light_regions, mask_to_rle, measure,
                        measure_in_masks, plural, rle_to_mask)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "Image"
