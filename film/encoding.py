@@ -114,7 +114,8 @@ class QFormerEncoder(BertEncoder):
         config = self.model.config.qformer_config
         if not config.use_qformer_text_input: raise FilmError(f"{folder}: this BLIP-2 has no text branch (use_qformer_text_input is false); use the image-text-matching one, blip2-itm-vit-g")
         self.name, self.batch, self.width, self.limit = name, batch, config.hidden_size, config.max_position_embeddings
-        self.weights = _own_id("blip2", folder).rpartition("@")[2]  # for the sidecar: `name` is the same for all
+        from film.components import model_id
+        self.weights = model_id(str(folder)).rpartition("@")[2]  # for the sidecar: `name` is the same for all
 
 # %% ../nbs/02_blip2_encoding.ipynb #f5b23d9b
 def extract_qformer(
