@@ -366,7 +366,7 @@ def check_config(
     settings = {name: value for name, value in config["train"].items() if name in TrainSettings.__dataclass_fields__}
     try: TrainSettings(task=tasks[0].name, dataset=config["dataset"], seed=config["seed"], **settings)
     except TypeError as e: raise FilmError(f"training settings do not fit: {e}") from None
-    unknown = sorted({*(config["fuse"]["rules"] or [])} - {*METHODS})
+    unknown = sorted({*(config["fuse"].get("rules") or [])} - {*METHODS})
     if unknown: raise FilmError(f"fuse.rules: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} none of {', '.join(METHODS)}")
     name = config["task"].replace(" ", "").replace(",", "-")
     return config | dict(device=str(choose_device(config["device"])), out=str(Path(config["out"] or f"outputs/pipeline/{name}-{config['dataset']}")))

@@ -112,7 +112,7 @@ def ran(out):
     (["--set", "test_list=val"], "no such split list"),
     (["--device", "tpu"], "device 'tpu' is not available"),
     (["--notebooks", "nowhere"], "describe.ipynb: no such notebook"),
-    (["--out", "broken.yaml"], "broken.yaml: no folder can be made there"),
+    (["--out", "broken.yaml"], "broken.yaml: cannot be written"),
 ])
 def test_refused_in_one_line(tmp_path, monkeypatch, capsys, options, says):
     monkeypatch.chdir(tmp_path)
@@ -209,11 +209,13 @@ def test_texts_are_made_again_but_for_a_persons(dataset, tmp_path):
 
 def test_weights_to_start_from_count_by_what_is_in_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "weights0" / "model.safetensors", "one")
+    weights = tmp_path / "weights0" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_text("one")
     train = next(stage for stage in pipeline.STAGES if stage.name == "train")
     def inputs(start): return pipeline.dependencies(train, tmp_path, pipeline.NOTEBOOKS / "train.ipynb", dict(start=start))["inputs"]
     before = inputs("weights0")
-    write(tmp_path / "weights0" / "model.safetensors", "two")
+    weights.write_text("two")
     assert before["weights0"] != inputs("weights0")["weights0"] and "default" not in inputs("default")
 
 
