@@ -308,7 +308,7 @@ def plural(
     label: str,
 ) -> str:
     "'cars', 'people', 'bright areas', 'men wearing hats'."
-    thing, rest = re.fullmatch(r"(.+?)((?: (?:with|without|wearing|in|on|of|at|near|next|holding|sitting|standing|riding|driving|walking|parked)\b.*)?)", label).groups()
+    thing, rest = re.fullmatch(r"(?s)(.*?)((?: (?:with|without|wearing|in|on|of|at|near|next|holding|sitting|standing|riding|driving|walking|parked)\b.*)?)", label).groups()
     *before, last = thing.split(" ")
     many = IRREGULAR.get(last) or f"{last}es" * last.endswith(("ss", "x", "ch", "sh")) or last + "s" * (not last.endswith("s"))
     return " ".join([*before, many]) + rest
