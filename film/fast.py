@@ -229,7 +229,7 @@ def forward_native(
     with _one_thread: # the number of threads is the process's: two pairs at once must not restore each other's
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # see `folded_attention`
-        try: t = [F.linear(text[i] if text_mask is None else text[i][text_mask[i]], process.weight[:, :, 0], process.bias) for i in range(B)]  # each by itself: a pair in a batch is, to the bit, the pair alone
+        try: t = [F.linear(text[i].contiguous() if text_mask is None else text[i][text_mask[i]], process.weight[:, :, 0], process.bias) for i in range(B)]  # each by itself: a pair in a batch is, to the bit, the pair alone
         finally: torch.set_num_threads(threads)
     grid_size, empty = 32 * rows * columns, (Room() if room is None else room).empty
     fused, both, spare, tokens = (torch.from_numpy(empty(shape)) for shape in (a.shape, (H, W, 64), (max(H * W * 32, grid_size),), (grid_size,)))
