@@ -9,6 +9,7 @@ __all__ = ['image_hash', 'Cache', 'Summary', 'run_jobs', 'describe_dataset', 're
 # %% ../nbs/03b_annotation.ipynb #f5bef75e
 import hashlib, json, os, threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -54,22 +55,15 @@ class Cache:
             if value is not None:
                 with self.lock: self.found += 1
                 return value
-            self._check(path.parent)  # a paid answer that cannot be kept is lost
+            with _for_the_cache(): check_folder(path.parent)  # a paid answer that cannot be kept is lost
             with one_at_a_time: value = make()
             content = json.dumps(dict(role=role, component=component.name, value=self._plain(role, value)))
-            try:
-                with atomic_write(path) as temporary: temporary.write_text(content, encoding="utf-8")
-            except FilmError as error: raise ComponentError(f"{error}: choose another folder for the cache") from None
+            with _for_the_cache(), atomic_write(path) as temporary: temporary.write_text(content, encoding="utf-8")
             with self.lock: self.made += 1
             return value
 
     def _lock_of(self, key):
         with self.lock: return self.busy.setdefault(key, threading.Lock())
-
-    @staticmethod
-    def _check(folder):
-        try: check_folder(folder)
-        except FilmError as error: raise ComponentError(f"{error}: choose another folder for the cache") from None
 
     @staticmethod
     def _plain(role, value):
@@ -82,6 +76,12 @@ class Cache:
         if role == "dense": return [Region(**item | dict(box=tuple(item["box"]))) for item in value]
         if role == "segmenter": return [Mask(item["label"], rle_to_mask(item["rle"]), item["score"], item["source"]) for item in value]
         return value if isinstance(value, str) else None
+
+@contextmanager
+def _for_the_cache():
+    "A folder that cannot be written ends the run."
+    try: yield
+    except FilmError as error: raise ComponentError(f"{error}: choose another folder for the cache") from None
 
 class _NoLock:
     def __enter__(self): pass
@@ -154,7 +154,7 @@ def describe_dataset(
             jobs[f"{modality}/{pair.name}"] = lambda p=path, m=modality, n=pair.name, t=target: _describe_file(p, there[p.parent].get(n, []), task, m, n, t, parts, cache, force)
     return run_jobs(jobs, workers, f"describing {dataset}")
 
-def _components(**choices): return {role: get_component(role, choice) if isinstance(choice, str) else choice for role, choice in choices.items()}
+def _components(**choices): return {role: get_component(role, choice) for role, choice in choices.items()}
 
 def _made_from(image, parts): return dict(image=image_hash(image), made_by={role: part.name for role, part in parts.items() if part is not None})
 

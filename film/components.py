@@ -12,13 +12,13 @@ import hashlib, json, re, sys, types
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import IMAGE_EXTENSIONS, FilmError, get_task, to_uint8_rgb
-from .text import ComponentError, Description, Mask, Region, check_device, quietly, region_facts
+from .core import FilmError, get_task, image_stem, to_uint8_rgb
+from .text import ComponentError, Description, Mask, Region, check_device, model_files, quietly, region_facts
 
 # %% ../nbs/01c_research_components.ipynb #5f489c55
 def model_id(
@@ -28,7 +28,7 @@ def model_id(
     path = Path(model)
     if not path.exists(): return str(model)
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    for file in model_files(model):
         size, sample = file.stat().st_size, 4096
         digest.update(f"{file.relative_to(path).as_posix()} {size} ".encode())
         with open(file, "rb") as content:
@@ -184,13 +184,8 @@ class GritResults:
             lists = {}
             for item in content: lists.setdefault(str(item.get("image_id")) if isinstance(item, dict) else "", []).append(item)
             content = lists
-        try: return {self._without_extension(str(name)): [self._item(item) for item in (self._phrases(items) if isinstance(items, str) else items)] for name, items in content.items()}
+        try: return {image_stem(str(name).replace("\\", "/")): [self._item(item) for item in (self._phrases(items) if isinstance(items, str) else items)] for name, items in content.items()}
         except (KeyError, TypeError, ValueError, AttributeError): raise ComponentError(f"{self.path}: not GRiT results; each image needs a list of items with caption, box and score") from None
-
-    @staticmethod
-    def _without_extension(name):
-        name = name.replace("\\", "/")
-        return name[:-len(PurePosixPath(name).suffix)] if PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS else name
 
     @staticmethod
     def _phrases(text):

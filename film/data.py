@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .core import IMAGE_EXTENSIONS, FilmError, Task, atomic_write, get_task, read_image, to_float, to_gray, write_image
+from .core import IMAGE_EXTENSIONS, FilmError, Task, atomic_write, get_task, image_stem, read_image, to_float, to_gray, write_image
 from .encoding import AUTHORS_ENCODER, read_features, same_encoder
 
 # %% ../nbs/03_data.ipynb #013a810e
@@ -43,12 +43,6 @@ class Pair:
     b: Path                   # image B
     text: Path | None = None  # token features as .npy, if there are any
 
-# %% ../nbs/03_data.ipynb #9e1ce359
-def _stem(filename):
-    "The name without a known image extension; other dots belong to the name."
-    stem, extension = os.path.splitext(filename)
-    return stem if extension.lower() in IMAGE_EXTENSIONS else filename
-
 # %% ../nbs/03_data.ipynb #f654986b
 def list_images(
     folder: str | os.PathLike, # a folder of images; its subfolders, hidden files and other files are passed over
@@ -58,14 +52,14 @@ def list_images(
     if not folder.is_dir(): raise FilmError(f"{folder}: no such folder")
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file():
-            found.setdefault(_stem(path.name), []).append(path)
+            found.setdefault(image_stem(path.name), []).append(path)
     return dict(sorted(found.items()))
 
 # %% ../nbs/03_data.ipynb #ae029faa
 def _pairs(a_dir, b_dir, listed=None, text_dir=None):
     a, b = list_images(a_dir), list_images(b_dir)
     there = a.keys() | b.keys()
-    names = sorted(there) if listed is None else dict.fromkeys(line if line in there else _stem(line) for line in listed)
+    names = sorted(there) if listed is None else dict.fromkeys(line if line in there else image_stem(line) for line in listed)
     def text(name):
         path = Path(text_dir)/f"{name}.npy"
         return path if path.is_file() else None
@@ -117,7 +111,7 @@ def find_pairs(
 def _problems(pair, listings):
     problems, sizes = [], []
     for path in (pair.a, pair.b):
-        found = listings[path.parent].get(_stem(path.name), [])
+        found = listings[path.parent].get(image_stem(path.name), [])
         if len(found) > 1: problems.append(f"{pair.name}: ambiguous in {path.parent}: {', '.join(p.name for p in found)}")
         elif not path.is_file(): problems.append(f"{pair.name}: no image of that name in {path.parent}")
         else:

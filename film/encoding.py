@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .components import load_pretrained, model_id
 from .core import FilmError, atomic_write
 from .text import quietly
 
@@ -66,7 +67,6 @@ class BertEncoder:
     def load(self, folder, network, device):
         "Tokenizer and network from a local folder, or from a hub id if there is no such folder; `FilmError` if they cannot be had."
         from transformers import AutoTokenizer
-        from film.components import load_pretrained
         self.tokenizer, self.model = load_pretrained("text encoder", str(folder), network, device or "cpu", "float32", AutoTokenizer)
 
     def tokenize(self, text: str) -> list[int]:
@@ -114,7 +114,6 @@ class QFormerEncoder(BertEncoder):
         config = self.model.config.qformer_config
         if not config.use_qformer_text_input: raise FilmError(f"{folder}: this BLIP-2 has no text branch (use_qformer_text_input is false); use the image-text-matching one, blip2-itm-vit-g")
         self.name, self.batch, self.width, self.limit = name, batch, config.hidden_size, config.max_position_embeddings
-        from film.components import model_id
         self.weights = model_id(str(folder)).rpartition("@")[2]  # for the sidecar: `name` is the same for all
 
 # %% ../nbs/02_blip2_encoding.ipynb #f5b23d9b
@@ -139,7 +138,6 @@ class ConstantEncoder:
 # %% ../nbs/02_blip2_encoding.ipynb #0d77655e
 def _own_id(kind: str, folder: str | os.PathLike) -> str:
     "The id of other weights, by which `get_encoder` finds them again: kind and hub id, or kind, folder and a hash of its content."
-    from film.components import model_id
     return f"{kind}:{folder}@{model_id(str(folder)).rpartition('@')[2]}" if Path(folder).exists() else f"{kind}:{folder}"
 
 def same_encoder(one: str, other: str) -> bool:

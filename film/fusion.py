@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_FOLDER', 'BUNDLED', 'DESCRIBED_SIDE', 'CHROMA_MARGIN', 'AHEAD', 'BATCH_PIXELS', 'load', 'choose_device',
-           'load_weights', 'get_network', 'reduced', 'text_tokens', 'normalise', 'fuse_luma', 'fuse_lumas',
-           'unclipped_colour', 'expose', 'merge_chroma', 'to_output', 'read_pair', 'Prepared', 'prepare', 'finish',
-           'check_method', 'fuse', 'Summary', 'fuse_stream', 'fuse_in_processes', 'fuse_pairs']
+           'load_weights', 'get_network', 'text_tokens', 'normalise', 'fuse_luma', 'fuse_lumas', 'unclipped_colour',
+           'expose', 'merge_chroma', 'to_output', 'read_pair', 'Prepared', 'prepare', 'finish', 'check_method', 'fuse',
+           'Summary', 'fuse_stream', 'fuse_in_processes', 'fuse_pairs']
 
 # %% ../nbs/07_fusion.ipynb #8a7b90be
 import multiprocessing, os, signal, threading
@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .baselines import METHODS
-from .core import LUMA, FilmError, Task, as_image, check_folder, get_task, is_colour, merge_luma_chroma, rgb_to_chroma, to_float, to_gray, write_image
+from .core import LUMA, MIN_SIDE, FilmError, Task, as_image, check_folder, get_task, is_colour, merge_luma_chroma, reduced, rgb_to_chroma, to_float, to_gray, write_image
 from .data import Pair, list_images
 from .encoding import encode, read_features
 from .export import FORMATS, Exported, Graphed, Runner, exported
@@ -92,14 +92,6 @@ def get_network(
 # %% ../nbs/07_fusion.ipynb #fbe28416
 DESCRIBED_SIDE = 2048  # pixels: the longer side at which an image is described
 
-def reduced(
-    image: np.ndarray,
-    side: int = DESCRIBED_SIDE,
-) -> np.ndarray:
-    "The image with its longer side at most `side` pixels (area means); itself if it is no larger."
-    scale = side / max(image.shape[:2])
-    return image if scale >= 1 else cv2.resize(image, tuple(max(16, round(n * scale)) for n in image.shape[1::-1]), interpolation=cv2.INTER_AREA)
-
 # %% ../nbs/07_fusion.ipynb #cef6c66f
 def text_tokens(
     text: None | str | list[str] | tuple[str, str] | np.ndarray | torch.Tensor | Path | Pair, # see `fuse`; a pair of a data set: its feature file, if it has one that the weights' encoder made
@@ -120,7 +112,7 @@ def text_tokens(
             raise FilmError(f"token features have shape {tuple(text.shape)}; these weights need (L, {model.text_width}) or (1, L, {model.text_width}), made by {model.text_encoder}")
         if not np.isfinite(features).all(): raise FilmError("token features contain NaN or infinite values")
         return features
-    if text is None: text = [describe(reduced(image), task=task.name, modality=modality).paragraph for image, modality in zip(images, task.modalities)]
+    if text is None: text = [describe(reduced(image, DESCRIBED_SIDE, MIN_SIDE), task=task.name, modality=modality).paragraph for image, modality in zip(images, task.modalities)]
     texts = [text] if isinstance(text, str) else list(text)
     if len(texts) not in (1, 2): raise FilmError(f"text must be one string for both images or two, one an image; got {len(texts)}")
     return np.concatenate(encode(texts, model.text_encoder))[None]

@@ -261,8 +261,7 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         if path.is_file(): model = cls.from_authors(path)
         else:
             if path.is_dir() and not (path / "model.safetensors").is_file(): raise FilmError(f"{path}: holds no model.safetensors")
-            here = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")  # a misspelt file: no hub is asked for it
-            here = here or path.parent != Path() and path.parent.is_dir()
+            here = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors") or path.parent != Path() and path.parent.is_dir()  # misspelt: no hub is asked for it
             if not path.is_dir() and (here or str(weights).count("/") != 1): raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
             try:
                 with redirect_stdout(io.StringIO()): model = cls.from_pretrained(str(path if path.is_dir() else weights), strict=True)  # the hub library prints on standard output

@@ -23,7 +23,7 @@ from typing import Callable
 
 from .annotation import read_text_and_facts
 from .baselines import METHODS
-from .core import TASKS, FilmError, Task, atomic_write, check_folder, get_task, lock_folder, read_image, to_uint8_rgb
+from .core import TASKS, FilmError, Task, atomic_write, get_task, lock_folder, read_image, to_uint8_rgb
 from .data import check_pairs, data_root, find_pairs
 
 # %% ../nbs/10_pipeline.ipynb #eb3f9733
@@ -384,7 +384,6 @@ def run_pipeline(
     config = check_config(configure(changes or {}, notebooks))
     tasks, run, ran = chosen_tasks(config["task"]), Path(config["out"]), []
     jobs = [(task.name, stage, run / task.name) for task in tasks for stage in STAGES] + [("", REPORT, run)]
-    if not dry_run: check_folder(run)
     with nullcontext() if dry_run else lock_folder(run, "pipeline") or nullcontext(), TemporaryDirectory() as aside:
         selected = Path(aside) if dry_run else run  # to say what would run, nothing in the run's folder changes
         for task in tasks: select_pairs(config, task, selected / task.name)

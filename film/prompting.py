@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .core import TASKS, FilmError, to_uint8_rgb
+from .core import TASKS, FilmError, reduced, to_uint8_rgb
 from .text import ComponentError, Description, place_word
 
 # %% ../nbs/01d_prompting.ipynb #71f684da
@@ -94,9 +94,8 @@ def conversations(
     for question in prompts.questions:
         content = question.format(**words)
         if see_image:
-            scale = min(1.0, 512 / max(d.size))
-            picture = cv2.resize(to_uint8_rgb(d.image), [max(1, round(n * scale)) for n in d.size], interpolation=cv2.INTER_AREA)[..., ::-1]
-            data = base64.b64encode(cv2.imencode(".png", picture)[1].tobytes()).decode()
+            picture = reduced(to_uint8_rgb(d.image), 512)
+            data = base64.b64encode(cv2.imencode(".png", picture[..., ::-1])[1].tobytes()).decode()
             content = [dict(type="text", text=content), dict(type="image_url", image_url=dict(url=f"data:image/png;base64,{data}", detail="low"))]
         found.append([dict(role="system", content=prompts.system.format(**words)), dict(role="user", content=content)])
     return found

@@ -67,15 +67,15 @@ def reproduce(
     if unknown: raise FilmError(f"{', '.join(sorted(unknown))}: not a test set of the paper ({', '.join(PAPER)})")
     there = [(task, name) for task in TASKS.values() for name in PAPER if name in (datasets or PAPER) and (root / "Image" / task.folder / name / "test.txt").is_file()]
     if not there: raise FilmError(f"{root}: no test list of {', '.join(datasets or PAPER)} below Image/<TASK>/<DATASET>/test.txt")
+    current = {task.name: checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors") for task in TASKS.values()}
     for task, name in there:
         result = reproduce_one(task, name, root, out, device)
         print(f"\n{name}\n{paper_table(result, name, [pair for pair in result.pairs])}\n", flush=True)
         facts[name] = dict(task=task.name, pairs=len(result.common()), image_set=image_set(name, result.common())[1], images=result.common(),
-                           weights=checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors"),
+                           weights=current[task.name],
                            paper=dict(zip(PAPER_METRICS, PAPER[name])), means={row.method: row.mean for row in leaderboard(result)})
     try: before = json.loads((out / "reproduction.json").read_text())["datasets"]
     except (OSError, ValueError, LookupError, TypeError): before = {}
-    current = {task.name: checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors") for task in TASKS.values()}
     kept = {name: found for name, found in before.items() if name not in facts and found["weights"] == current.get(found["task"])}  # of test sets that were not asked for
     facts = {name: (kept | facts)[name] for name in PAPER if name in kept | facts}
     report = dict(film=version("film-fusion"), torch=version("torch"), command="film evaluate --paper", datasets=facts)

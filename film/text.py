@@ -8,7 +8,7 @@ __all__ = ['HUES', 'MEASURED_SIDE', 'REGION_SIDE', 'PLACES', 'SUBJECTS', 'IRREGU
            'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions', 'Description', 'light_word',
            'contrast_word', 'blur_word', 'place_word', 'plural', 'region_phrase', 'measured_caption', 'write_paragraph',
            'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions', 'MeasuredCaptioner', 'MeasuredWriter',
-           'ComponentError', 'quietly', 'check_device', 'get_component', 'measure_in_masks', 'describe']
+           'ComponentError', 'quietly', 'check_device', 'model_files', 'get_component', 'measure_in_masks', 'describe']
 
 # %% ../nbs/01_text_generation.ipynb #e41a2c20
 import re, zlib
@@ -23,7 +23,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from .core import FilmError, Task, as_image, get_task, is_colour, to_float, to_gray, to_uint8_rgb
+from .core import FilmError, Task, as_image, get_task, is_colour, reduced, to_float, to_gray, to_uint8_rgb
 
 # %% ../nbs/01_text_generation.ipynb #981964cf
 @dataclass(frozen=True)
@@ -73,13 +73,6 @@ def hue_name(
 # %% ../nbs/01_text_generation.ipynb #a1e3e8cf
 MEASURED_SIDE = 640  # pixels: the longer side at which an image is measured; larger ones are reduced first
 
-def _reduced(image: np.ndarray, side: int) -> np.ndarray:
-    "The image with its longer side at most `side` pixels (area means), unchanged if smaller."
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1: return image
-    return cv2.resize(image, (max(8, round(width * scale)), max(8, round(height * scale))), interpolation=cv2.INTER_AREA)
-
 def _thirds(values: np.ndarray) -> tuple[tuple[float, ...], ...]:
     "Means of (H, W) over a 3 x 3 grid."
     rows = [np.array_split(part, 3, 1) for part in np.array_split(values, 3, 0)]
@@ -89,12 +82,12 @@ def measure(
     image: np.ndarray, # (H, W) or (H, W, 3), as `film.core.check_image` returns it
 ) -> Measurements:
     "Measures light, contrast, blur, clipping, colour, and where light and detail lie."
-    small = _reduced(image, MEASURED_SIDE)
+    small = reduced(image, MEASURED_SIDE, 8)
     gray = to_gray(small)
     gradient = np.hypot(cv2.Sobel(gray, cv2.CV_32F, 1, 0, scale=1/8), cv2.Sobel(gray, cv2.CV_32F, 0, 1, scale=1/8))
     colour, hue = 0.0, ""
     if is_colour(small):
-        rgb = _reduced(to_float(small), 160)
+        rgb = reduced(to_float(small), 160, 8)
         luma = to_gray(rgb)
         colour = float(np.hypot((rgb[..., 2] - luma) / 1.772, (rgb[..., 0] - luma) / 1.402).mean())
         hue = hue_name(rgb)
@@ -145,7 +138,7 @@ def light_regions(
     """Bright and dark areas: connected pixels that differ by 1.5 standard deviations from the image's mean or by 1.2 from their
     surroundings (a box of a quarter of the image), and cover between 0.15 % and 35 % of it."""
     height, width = image.shape[:2]
-    small = _reduced(image, REGION_SIDE)
+    small = reduced(image, REGION_SIDE, 8)
     gray = cv2.GaussianBlur(to_gray(small), (0, 0), 1.0)
     mean, median, deviation = float(gray.mean()), float(np.median(gray)), float(gray.std())
     if deviation < 0.01: return []
@@ -505,11 +498,17 @@ COMPONENTS = {
 
 OPTIONAL = ("segmenter", "writer") # roles that may be left out, 'none'
 
-def _stamp(model):
-    "What changes when somebody writes to a local model; nothing for a hub id."
+def model_files(
+    model: str, # hub id, local folder or local file
+) -> list[Path]: # none for a hub id
+    "The files of a local model."
     path = Path(model)
-    facts = [(str(p), p.stat()) for p in ([path] if path.is_file() else sorted(path.rglob("*")) if model and path.is_dir() else [])]
-    return tuple((name, found.st_size, found.st_mtime_ns) for name, found in facts)
+    if path.is_file(): return [path]
+    return sorted(p for p in path.rglob("*") if p.is_file()) if str(model) and path.is_dir() else []
+
+def _stamp(model):
+    "What changes when somebody writes to a local model."
+    return tuple((str(path), found.st_size, found.st_mtime_ns) for path in model_files(model) for found in [path.stat()])
 
 @lru_cache
 def _built(path, stamp, **options):
@@ -523,12 +522,14 @@ def _built(path, stamp, **options):
 
 def get_component(
     role: str,          # 'dense', 'segmenter', 'captioner' or 'writer'
-    name: str,          # one of COMPONENTS[role], perhaps with ':' and a model's hub id or folder; 'none' for a role of OPTIONAL
+    name,               # one of COMPONENTS[role], perhaps with ':' and a model's hub id or folder; a component, which is returned as it is; 'none' or None for a role of OPTIONAL
     **options,          # for its constructor, such as device and dtype; those that it does not take are left out
 ):                      # None for 'none'
     "The component of that name, built on first use and kept until its local model changes; `FilmError` names the choices."
+    if name is None: name = "none"
+    if not isinstance(name, str): return name
     if name == "none" and role in OPTIONAL: return None
-    name, _, model = str(name).partition(":")
+    name, _, model = name.partition(":")
     if name not in COMPONENTS[role]: raise FilmError(f"unknown {role} {name!r}: choose one of {', '.join(COMPONENTS[role])}")
     if model: options["model"] = model
     return _built(COMPONENTS[role][name], _stamp(model), **{option: tuple(value) if isinstance(value, list) else value for option, value in options.items()})
@@ -567,7 +568,7 @@ def describe(
     d = Description(name, task.name, modality.upper(), image.shape[1::-1], measure(image), image=image)
     for role, choice, method, part in (("dense", dense, "regions", "regions"), ("segmenter", segmenter, "masks", "masks"),
                                        ("captioner", captioner, "caption", "caption"), ("writer", writer, "write", "paragraph")):
-        component = get_component(role, choice or "none") if choice is None or isinstance(choice, str) else choice
+        component = get_component(role, choice)
         if component is None: continue
         setattr(d, part, remember(role, component, d, lambda: getattr(component, method)(d)))
         d.made_by[role] = component.name

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from . import fast
-from .core import FilmError, atomic_write, check_folder, contact_sheet, get_task, lock_folder, write_image
+from .core import FilmError, atomic_write, contact_sheet, get_task, lock_folder, write_image
 from .data import FusionDataset, Pair, check_pairs, collate, files_digest, find_pairs, pairs_digest
 from .encoding import encode, get_encoder, pair_features, read_features, write_features
 from .losses import LossWeights, fusion_loss
@@ -183,9 +183,7 @@ class Run:
     "The folder of a training run: settings, checkpoint, log."
     def __init__(self, folder: Path, settings: TrainSettings, resume: bool, alone: bool = True):
         self.folder, self.settings = Path(folder), settings
-        if alone: # not the second process of one run
-            check_folder(self.folder)
-            self.lock = lock_folder(self.folder, "training")
+        if alone: self.lock = lock_folder(self.folder, "training")  # not for the second process of one run
         self.checkpoint, self.log_file = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
         settings_file = self.folder / "settings.json"
         default, wanted = (json.loads(json.dumps(asdict(s))) for s in (TrainSettings(), settings))
@@ -410,6 +408,7 @@ def train(
 
     steps_per_epoch = len(data) // settings.batch_size // world
     total = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
+    end = min(total, stop_at or math.inf)
     step, recent = start, state.get("recent", []) if state else [] # terms of the loss since the last line of the log
     def checkpoint(step):
         run.save(dict(recent=recent, model=film.state_dict(), optimizer=optimizer.state_dict(), scaler=accelerator.scaler and accelerator.scaler.state_dict(),
@@ -425,7 +424,7 @@ def train(
             batches = batches_of_epoch(len(data), settings.batch_size, settings.seed, epoch)[rank::world][:steps_per_epoch]
             loader = DataLoader(data, batch_sampler=batches[step - epoch * steps_per_epoch:], collate_fn=collate, num_workers=workers)
             for batch in one_line(loader):
-                if step >= total or stop_at is not None and step >= stop_at or stopped(): break
+                if step >= end or stopped(): break
                 for group in optimizer.param_groups: group["lr"] = group["factor"] * learning_rate(settings, step, steps_per_epoch, total)
                 a, b, text = (batch[key].to(accelerator.device) for key in ("a", "b", "text"))
                 mask = None if batch["text_mask"] is None else batch["text_mask"].to(accelerator.device)
@@ -458,7 +457,7 @@ def train(
                 writer.add_scalar("loss/validation", loss, step)
                 if best is None or loss < best["loss"]: best = dict(loss=loss, step=step, model=copy.deepcopy(film.state_dict()))
             if main and step % checkpoint_every == 0: checkpoint(step)  # not before: it holds the best weights
-            if step >= total or stop_at is not None and step >= stop_at or stopped(): break
+            if step >= end or stopped(): break
     bar.close()
     if main:
         writer.close()

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 
 from .baselines import METHODS as RULES, methods_for
-from .core import TASKS, FilmError, Task, as_image, contact_sheet, get_task, read_image, to_gray, to_uint8_rgb
+from .core import MIN_SIDE, TASKS, FilmError, Task, as_image, contact_sheet, get_task, read_image, reduced, to_gray, to_uint8_rgb
 from .data import data_root, find_pairs
 from .evaluation import METRICS, PAPER_METRICS, metrics
-from .fusion import fuse_luma, load, load_weights, merge_chroma, normalise, reduced, text_tokens, to_output
+from .fusion import DESCRIBED_SIDE, fuse_luma, load, load_weights, merge_chroma, normalise, text_tokens, to_output
 from .network import Film
 from .text import describe
 
@@ -129,7 +129,7 @@ class Explorer:
         texts = []
         for image, modality, words in zip((a, b), self.task.modalities, self.task.words):
             self.report(f"describing the {words}")
-            texts.append(describe(reduced(image), task=self.task.name, modality=modality).paragraph)
+            texts.append(describe(reduced(image, DESCRIBED_SIDE, MIN_SIDE), task=self.task.name, modality=modality).paragraph)
         self.name, self.images, self.texts, self.automatic, self.results, self.number = name, (a, b), tuple(texts), tuple(texts), [], 0
         if self.method not in self.methods(): self.method = "film"
 
@@ -270,10 +270,7 @@ def _ipywidgets():
 
 def _jpeg(image):
     "An image reduced to what a screen shows, as bytes."
-    image = to_uint8_rgb(image)
-    scale = SHOWN / max(image.shape[:2])
-    if scale < 1: image = cv2.resize(image, [max(1, round(n * scale)) for n in image.shape[1::-1]], interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    return cv2.imencode(".jpg", reduced(to_uint8_rgb(image), SHOWN)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 def _decoded(upload):
     "The image of an uploaded file."
