@@ -1,5 +1,5 @@
 # make demo       install what fusing needs, fuse the bundled sample of all four tasks
-# make test       install everything, run every test
+# make test       install everything, run every test, in two processes of one thread each: two of two would wait for each other
 # make pipeline   install what it needs, from the sample's pairs to a report, all four tasks
 # make docs       build the site in _docs from the stored notebooks and the docstrings
 # make notebooks  run every chapter, store its outputs, export the package, build README.md
@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/film demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 pipeline: .venv/installed-pipeline
 	$(BIN)/film pipeline
