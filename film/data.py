@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER_SIZE', 'GENERATORS', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs', 'check_pairs',
            'files_digest', 'pairs_digest', 'resize_paper', 'random_crop', 'random_flip', 'random_darken',
-           'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask', 'exposure_pair', 'near_mask',
-           'defocus_pair', 'scan_pair', 'generate_pairs']
+           'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask', 'lamp_light', 'exposure_pair',
+           'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
 
 # %% ../nbs/03_data.ipynb #27751f66
 import hashlib, json, os, zlib
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .core import IMAGE_EXTENSIONS, FilmError, Task, atomic_write, get_task, image_stem, read_image, to_float, to_gray, write_image
+from .core import IMAGE_EXTENSIONS, LUMA, FilmError, Task, atomic_write, get_task, image_stem, read_image, to_float, to_gray, write_image
 from .encoding import AUTHORS_ENCODER, read_features, same_encoder
 
 # %% ../nbs/03_data.ipynb #013a810e
@@ -458,16 +458,34 @@ def _linear(image, rng):
 
 def _metered(light): return light * (0.18 / max(1e-4, float(np.median(light))))  # the light meter: median at middle gray
 
+def lamp_light(
+    size: tuple[int, int],    # H, W
+    rng: np.random.Generator,
+) -> np.ndarray:              # (H, W, 3) float32, between 2**-1.5 and 2**1.5 in a lamp's brightest channel
+    "Two to eight lamps on black: pointed, round or square, any way up, mostly warm, soft by a few pixels."
+    (H, W), light = size, np.zeros((*size, 3), np.float32)
+    y, x = np.mgrid[:H, :W].astype(np.float32)
+    for _ in range(rng.integers(2, 9)):
+        across, down, turn = x - rng.uniform(0, W), y - rng.uniform(0, H), rng.uniform(0, np.pi) * rng.integers(2)
+        radius, longer, power = max(H, W) * np.exp(rng.uniform(np.log(0.006), np.log(0.06))), np.exp(rng.uniform(-0.6, 0.6)), rng.choice([1, 2, 4])
+        u, v = (np.cos(turn) * across + np.sin(turn) * down) / longer, (np.cos(turn) * down - np.sin(turn) * across) * longer
+        inside = radius - (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power)       # pixels from the edge
+        colour = np.float32([1, rng.uniform(0.5, 1), rng.uniform(0.2, 1)])[::rng.choice([1, 1, 1, 1, -1])]
+        light = np.maximum(light, (inside / rng.uniform(0.7, 3) + 0.5).clip(0, 1)[..., None] * colour * np.float32(2 ** rng.uniform(-1.5, 1.5)))
+    return light
+
+
 def exposure_pair(
     image: np.ndarray,              # (H, W) or (H, W, 3), a photograph
     rng: np.random.Generator,
     view: np.ndarray | None = None, # another photograph of any size, to be seen through openings of the first and far brighter
+    lamps: bool = False,            # lights in the scene, far brighter
 ) -> tuple[np.ndarray, np.ndarray]: # over-exposed and under-exposed, uint8, the photograph's shape
     "The two pictures a camera would take of the scene with too long and too short an exposure."
     (H, W), as_image = image.shape[:2], (lambda x: x if image.ndim == 2 else x[..., None])
     scene = _linear(image, rng)
     scene = _metered(scene * as_image(np.exp2(rng.uniform(0, 1.5) * _smooth_field((H, W), int(min(H, W) / rng.uniform(1, 3)), rng))))
-    brighter = 0 if view is None else rng.uniform(2.5, 6)
+    brighter = rng.uniform(2.5, 6) if lamps or view is not None else 0
     if view is not None:
         if view.ndim != image.ndim: view = to_gray(view) if image.ndim == 2 else np.stack([view] * 3, -1)
         h, w = view.shape[:2]
@@ -476,9 +494,15 @@ def exposure_pair(
         opening, glare = as_image(opening_mask(to_gray(image), rng)), rng.uniform(0, 0.003)
         scene = (1 - opening) * scene.clip(0, 2) + opening * outside * 2 ** brighter
         scene = (1 - glare) * scene + glare * cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.02, 0.1) * max(H, W))
+    if lamps:
+        light = lamp_light((H, W), rng) * np.float32(2 ** brighter)
+        scene = np.maximum(scene.clip(0, 2) * rng.uniform(0.3, 1), light if image.ndim == 3 else light @ LUMA)
+        for narrow, wide in ((0.004, 0.015), (0.03, 0.1), (0.1, 0.3)):                   # glow and glare
+            glare = np.exp(rng.uniform(np.log(0.002), np.log(0.04)))
+            scene = (1 - glare) * scene + glare * cv2.GaussianBlur(scene, (0, 0), rng.uniform(narrow, wide) * max(H, W))
     gamma, shot, read = rng.uniform(1.8, 2.4), rng.uniform(0, 4e-4), rng.uniform(5e-4, 2e-3)
     pair = []
-    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if view is None else (rng.uniform(0, 2), rng.uniform(-1, 0.5) - brighter):
+    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if not brighter else (rng.uniform(0, 2), rng.uniform(-1, 0.5) - brighter):
         photons = scene * np.float32(2 ** stops)
         photons = photons + rng.standard_normal(image.shape, np.float32) * np.sqrt(read**2 + shot * photons.clip(0, 1))
         pair.append(np.rint(255 * photons.clip(0, 1) ** (1 / gamma)).astype(np.uint8))
@@ -577,21 +601,22 @@ def generate_pairs(
     root: str | os.PathLike | None = None, # data root to write it in, see `data_root`
     seed: int = 0,                         # with the photograph's name it decides all randomness; with views, the other photographs do too
     views: bool = False,                   # multi-exposure: one of the photographs, drawn at random (rarely the same), is seen through openings of each, see `exposure_pair`
+    lamps: bool = False,                   # multi-exposure: lights in each
 ) -> Path:                                 # the data set's folder, with train.txt
     "Makes a training set from photographs: Image/<TASK>/<dataset>/<modality>/<name>.png and train.txt. A run that was stopped goes on; photographs that cannot be read, or whose view cannot, are passed over and said."
     task, root = get_task(task), data_root(root)
     if task.name not in GENERATORS: raise FilmError(f"there is no generator for {task.name}: choose one of {', '.join(GENERATORS)}")
     folder, images = root/"Image"/task.folder/dataset, list_images(photographs)
     if not images: raise FilmError(f"{photographs}: holds no images")
-    if views and task.name != "mef": raise FilmError(f"only multi-exposure pairs have views, not {task.name}")
+    if (views or lamps) and task.name != "mef": raise FilmError(f"only multi-exposure pairs have views or lamps, not {task.name}")
     if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
-    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | (dict(views=True) if views else {})
+    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | {key: True for key, given in dict(views=views, lamps=lamps).items() if given}
     try: there = json.loads(marks.read_text()) if folder.exists() else mark
     except (OSError, ValueError): there = None
     if isinstance(there, dict):  # more photographs are welcome, but not where each may be another's view
         before = there.setdefault("photographs", mark["photographs"])  # older marks do not say
         if not views and before.items() <= mark["photographs"].items(): there["photographs"] = mark["photographs"]
-    if there != mark: raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, or with other views; choose another name")
+    if there != mark: raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, or with other views or lamps; choose another name")
     with atomic_write(marks) as temporary: temporary.write_text(json.dumps(mark) + "\n")
     names, paths = [], [path for path, *_ in images.values()]
     for name, (path, *others) in tqdm(images.items(), desc=f"{task.name} pairs", disable=None):
@@ -601,8 +626,8 @@ def generate_pairs(
             if not name.isprintable() or name != name.strip(): raise FilmError(f"{os.fsencode(path)!r}: a name with unprintable characters, or spaces around it")
             if not all(target.is_file() for target in targets):
                 rng = np.random.default_rng((seed, zlib.crc32(f"{task.name}/{name}".encode())))
-                view = dict(view=read_image(paths[rng.integers(len(paths))])) if views else {}
-                made = GENERATORS[task.name](read_image(path), rng, **view)
+                brighter = (dict(view=read_image(paths[rng.integers(len(paths))])) if views else {}) | (dict(lamps=True) if lamps else {})
+                made = GENERATORS[task.name](read_image(path), rng, **brighter)
                 for target, image in zip(targets, made): write_image(target, image)
             names.append(name)
         except FilmError as e: print(f"passed over: {e}")

@@ -336,12 +336,15 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     (views / "UNDER" / "a.png").unlink()
     assert (generate_pairs(tmp_path / "photographs", "mef", "Views", tmp_path, views=True) / "UNDER" / "a.png").read_bytes() == under
     with pytest.raises(FilmError, match="with other views"): generate_pairs(tmp_path / "photographs", "mef", "Views", tmp_path)
+    lamps = generate_pairs(tmp_path / "photographs", "mef", "Lamps", tmp_path, lamps=True)
+    assert (plain / "UNDER" / "a.png").read_bytes() != (lamps / "UNDER" / "a.png").read_bytes() != under
+    with pytest.raises(FilmError, match="or lamps"): generate_pairs(tmp_path / "photographs", "mef", "Lamps", tmp_path, views=True)
     write_image(tmp_path / "photographs" / "z.png", np.full((64, 80, 3), 99, np.uint8))
     assert "z\n" in (make("One") / "train.txt").read_text()
     with pytest.raises(FilmError, match="other photographs"): generate_pairs(tmp_path / "photographs", "mef", "Views", tmp_path, views=True)  # may be any other's view
     write_image(tmp_path / "photographs" / "a.png", np.full((64, 80, 3), 99, np.uint8))
     with pytest.raises(FilmError, match="other photographs"): make("One")
-    with pytest.raises(FilmError, match="only multi-exposure pairs have views"): generate_pairs(tmp_path / "photographs", "mff", "Four", tmp_path, views=True)
+    with pytest.raises(FilmError, match="only multi-exposure pairs have views or lamps"): generate_pairs(tmp_path / "photographs", "mff", "Four", tmp_path, views=True)
     with pytest.raises(FilmError, match="no generator for ivf"): generate_pairs(tmp_path / "photographs", "ivf", "One", tmp_path)
     with pytest.raises(FilmError, match="holds no images"): generate_pairs(folder, "mff", "Three", tmp_path)
 
