@@ -458,6 +458,8 @@ def _linear(image, rng):
 
 def _metered(light): return light * (0.18 / max(1e-4, float(np.median(light))))  # the light meter: median at middle gray
 
+def _glare(scene, share, width): return (1 - share) * scene + share * cv2.GaussianBlur(scene, (0, 0), width * max(scene.shape[:2])) # that share of the light spread by a lens, width of the longer side
+
 def lamp_light(
     size: tuple[int, int],    # H, W
     rng: np.random.Generator,
@@ -486,20 +488,19 @@ def exposure_pair(
     scene = _linear(image, rng)
     scene = _metered(scene * as_image(np.exp2(rng.uniform(0, 1.5) * _smooth_field((H, W), int(min(H, W) / rng.uniform(1, 3)), rng))))
     brighter = rng.uniform(2.5, 6) if lamps or view is not None else 0
+    if brighter: scene = scene.clip(0, 2)
     if view is not None:
         if view.ndim != image.ndim: view = to_gray(view) if image.ndim == 2 else np.stack([view] * 3, -1)
         h, w = view.shape[:2]
         size = [max(least, round(side * max(H / h, W / w))) for side, least in ((w, W), (h, H))]
         outside = _metered(_linear(cv2.resize(view, size, interpolation=cv2.INTER_AREA)[:H, :W], rng)).clip(0, 2)
         opening, glare = as_image(opening_mask(to_gray(image), rng)), rng.uniform(0, 0.003)
-        scene = (1 - opening) * scene.clip(0, 2) + opening * outside * 2 ** brighter
-        scene = (1 - glare) * scene + glare * cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.02, 0.1) * max(H, W))
+        scene = (1 - opening) * scene + opening * outside * 2 ** brighter
+        scene = _glare(scene, glare, rng.uniform(0.02, 0.1))
     if lamps:
         light = lamp_light((H, W), rng) * np.float32(2 ** brighter)
-        scene = np.maximum(scene.clip(0, 2) * rng.uniform(0.3, 1), light if image.ndim == 3 else light @ LUMA)
-        for narrow, wide in ((0.004, 0.015), (0.03, 0.1), (0.1, 0.3)):                   # glow and glare
-            glare = np.exp(rng.uniform(np.log(0.002), np.log(0.04)))
-            scene = (1 - glare) * scene + glare * cv2.GaussianBlur(scene, (0, 0), rng.uniform(narrow, wide) * max(H, W))
+        scene = np.maximum(scene * rng.uniform(0.3, 1), light if image.ndim == 3 else light @ LUMA)
+        for widths in ((0.004, 0.015), (0.03, 0.1), (0.1, 0.3)): scene = _glare(scene, np.exp(rng.uniform(np.log(0.002), np.log(0.04))), rng.uniform(*widths))
     gamma, shot, read = rng.uniform(1.8, 2.4), rng.uniform(0, 4e-4), rng.uniform(5e-4, 2e-3)
     pair = []
     for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if not brighter else (rng.uniform(0, 2), rng.uniform(-1, 0.5) - brighter):
