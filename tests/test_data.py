@@ -349,6 +349,12 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     with pytest.raises(FilmError, match="holds no images"): generate_pairs(folder, "mff", "Three", tmp_path)
 
 
+def test_a_view_stays_bright_beside_lamps():
+    gray = np.full((96, 128), 118, np.uint8)
+    lit = [sum((exposure_pair(gray, np.random.default_rng(seed), gray, lamps)[1] > 70).mean() for seed in range(6)) for lamps in (False, True)]
+    assert lit[1] > 0.8 * lit[0] > 1
+
+
 def test_names_that_end_like_images(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name in ("foo.jpg.webp", " lead.png", "ok.png"): write_image(tmp_path / "photographs" / name, rng.integers(0, 256, (40, 50, 3), np.uint8))
