@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER_SIZE', 'GENERATORS', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs', 'check_pairs',
            'files_digest', 'pairs_digest', 'resize_paper', 'random_crop', 'random_flip', 'random_darken',
-           'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask', 'lamp_light', 'exposure_pair',
-           'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
+           'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask', 'response_curve', 'lamp_light',
+           'exposure_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
 
 # %% ../nbs/03_data.ipynb #27751f66
 import hashlib, json, os, zlib
@@ -458,7 +458,15 @@ def _linear(image, rng):
 
 def _metered(light): return light * (0.18 / max(1e-4, float(np.median(light))))  # the light meter: median at middle gray
 
-def _glare(scene, share, width): return (1 - share) * scene + share * cv2.GaussianBlur(scene, (0, 0), width * max(scene.shape[:2])) # that share of the light spread by a lens, width of the longer side
+def _spread(scene, share, width): return (1 - share) * scene + share * cv2.GaussianBlur(scene, (0, 0), width * max(scene.shape[:2])) # that share of the light spread by a lens, width of the longer side
+
+def response_curve(
+    light: np.ndarray,     # float32, >= 0; 1 is white without a shoulder
+    white: float,          # >= 1: the light that becomes white, as all above it does
+) -> np.ndarray:           # like `light`, in [0, 1]
+    "What a camera makes of light before its gamma: proportional in the dark, bent where it nears white (Reinhard et al. 2002, equation 4). White 1: proportional throughout."
+    light = light.clip(0, white)
+    return light * (1 + light / np.float32(white) ** 2) / (1 + light)
 
 def lamp_light(
     size: tuple[int, int],    # H, W
@@ -488,7 +496,10 @@ def exposure_pair(
     scene = _linear(image, rng)
     scene = _metered(scene * as_image(np.exp2(rng.uniform(0, 1.5) * _smooth_field((H, W), int(min(H, W) / rng.uniform(1, 3)), rng))))
     brighter = rng.uniform(2.5, 6) if lamps or view is not None else 0
-    if brighter: scene = scene.clip(0, 2)
+    if brighter:
+        scene = scene.clip(0, 2)
+        if rng.random() < 0.5: # parts of it out of focus
+            scene = _spread(scene, as_image((0.5 + 2 * _smooth_field((H, W), min(H, W) // 2, rng)).clip(0, 1)), rng.uniform(0.005, 0.03))
     if view is not None:
         if view.ndim != image.ndim: view = to_gray(view) if image.ndim == 2 else np.stack([view] * 3, -1)
         h, w = view.shape[:2]
@@ -496,17 +507,19 @@ def exposure_pair(
         outside = _metered(_linear(cv2.resize(view, size, interpolation=cv2.INTER_AREA)[:H, :W], rng)).clip(0, 2)
         opening, glare = as_image(opening_mask(to_gray(image), rng)), rng.uniform(0, 0.003)
         scene = (1 - opening) * scene + opening * outside * 2 ** brighter
-        scene = _glare(scene, glare, rng.uniform(0.02, 0.1))
+        scene = _spread(scene, glare, rng.uniform(0.02, 0.1))
     if lamps:
         light = lamp_light((H, W), rng) * np.float32(2 ** brighter)
         scene = np.maximum(scene * rng.uniform(0.3, 1), light if image.ndim == 3 else light @ LUMA)
-        for widths in ((0.004, 0.015), (0.03, 0.1), (0.1, 0.3)): scene = _glare(scene, np.exp(rng.uniform(np.log(0.002), np.log(0.04))), rng.uniform(*widths))
+        for widths in ((0.004, 0.015), (0.03, 0.1), (0.1, 0.3)): scene = _spread(scene, np.exp(rng.uniform(np.log(0.002), np.log(0.04))), rng.uniform(*widths))
     gamma, shot, read = rng.uniform(1.8, 2.4), rng.uniform(0, 4e-4), rng.uniform(5e-4, 2e-3)
+    headroom = rng.uniform(0, 3) # stops
+    white = np.float32(2 ** headroom)
     pair = []
-    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if not brighter else (rng.uniform(0, 2), rng.uniform(-1, 0.5) - brighter):
+    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if not brighter else (rng.uniform(0, 2) + rng.uniform(0, headroom), rng.uniform(-1, 0.5) - brighter):
         photons = scene * np.float32(2 ** stops)
-        photons = photons + rng.standard_normal(image.shape, np.float32) * np.sqrt(read**2 + shot * photons.clip(0, 1))
-        pair.append(np.rint(255 * photons.clip(0, 1) ** (1 / gamma)).astype(np.uint8))
+        photons = photons + rng.standard_normal(image.shape, np.float32) * np.sqrt(read**2 + shot * photons.clip(0, white))
+        pair.append(np.rint(255 * response_curve(photons, white) ** (1 / gamma)).astype(np.uint8))
     return pair[0], pair[1]
 
 # %% ../nbs/03_data.ipynb #ec9c0dd2
