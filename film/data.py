@@ -472,10 +472,10 @@ def lamp_light(
     size: tuple[int, int],    # H, W
     rng: np.random.Generator,
 ) -> np.ndarray:              # (H, W, 3) float32, between 2**-1.5 and 2**1.5 in a lamp's brightest channel
-    "Two to eight lamps on black: pointed, round or square, any way up, mostly warm, soft by a few pixels."
+    "Six to nineteen lamps on black: pointed, round or square, any way up, mostly warm, soft by a few pixels."
     (H, W), light = size, np.zeros((*size, 3), np.float32)
     y, x = np.mgrid[:H, :W].astype(np.float32)
-    for _ in range(rng.integers(2, 9)):
+    for _ in range(rng.integers(6, 20)):
         across, down, turn = x - rng.uniform(0, W), y - rng.uniform(0, H), rng.uniform(0, np.pi) * rng.integers(2)
         radius, longer, power = max(H, W) * np.exp(rng.uniform(np.log(0.006), np.log(0.06))), np.exp(rng.uniform(-0.6, 0.6)), rng.choice([1, 2, 4])
         u, v = (np.cos(turn) * across + np.sin(turn) * down) / longer, (np.cos(turn) * down - np.sin(turn) * across) * longer
@@ -498,8 +498,8 @@ def exposure_pair(
     brighter = rng.uniform(2.5, 6) if lamps or view is not None else 0
     if brighter:
         scene = scene.clip(0, 2)
-        if rng.random() < 0.5: # parts of it out of focus
-            scene = _spread(scene, as_image((0.5 + 2 * _smooth_field((H, W), min(H, W) // 2, rng)).clip(0, 1)), rng.uniform(0.005, 0.03))
+        if lamps or rng.random() < 0.5: # most of it out of focus
+            scene = _spread(scene, as_image((1.2 + 2 * _smooth_field((H, W), min(H, W) // 2, rng)).clip(0, 1)), rng.uniform(0.02, 0.08))
     if view is not None:
         if view.ndim != image.ndim: view = to_gray(view) if image.ndim == 2 else np.stack([view] * 3, -1)
         h, w = view.shape[:2]
@@ -516,7 +516,7 @@ def exposure_pair(
     headroom = rng.uniform(0, 3) # stops
     white = np.float32(2 ** headroom)
     pair = []
-    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if not brighter else (rng.uniform(0, 2) + rng.uniform(0, headroom), rng.uniform(-1, 0.5) - brighter):
+    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if not brighter else (rng.uniform(0, 3) + rng.uniform(0, headroom), rng.uniform(-1, 0.5) - brighter):
         photons = scene * np.float32(2 ** stops)
         photons = photons + rng.standard_normal(image.shape, np.float32) * np.sqrt(read**2 + shot * photons.clip(0, white))
         pair.append(np.rint(255 * response_curve(photons, white) ** (1 / gamma)).astype(np.uint8))
