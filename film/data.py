@@ -458,7 +458,7 @@ def _linear(image, rng):
 
 def _metered(light): return light * (0.18 / max(1e-4, float(np.median(light))))  # the light meter: median at middle gray
 
-def _spread(scene, share, width): return (1 - share) * scene + share * cv2.GaussianBlur(scene, (0, 0), width * max(scene.shape[:2])) # that share of the light spread by a lens, width of the longer side
+def _spread(scene, share, width): return (1 - share) * scene + share * cv2.GaussianBlur(scene, (0, 0), width * max(scene.shape[:2])) # that share of the light (a number or a map) spread by a lens, width of the longer side
 
 def response_curve(
     light: np.ndarray,     # float32, >= 0; 1 is white without a shoulder
@@ -466,7 +466,7 @@ def response_curve(
 ) -> np.ndarray:           # like `light`, in [0, 1]
     "What a camera makes of light before its gamma: proportional in the dark, bent where it nears white (Reinhard et al. 2002, equation 4). White 1: proportional throughout."
     light = light.clip(0, white)
-    return light * (1 + light / np.float32(white) ** 2) / (1 + light)
+    return light * (1 + light / white**2) / (1 + light)
 
 def lamp_light(
     size: tuple[int, int],    # H, W
@@ -483,7 +483,6 @@ def lamp_light(
         colour = np.float32([1, rng.uniform(0.5, 1), rng.uniform(0.2, 1)])[::rng.choice([1, 1, 1, 1, -1])]
         light = np.maximum(light, (inside / rng.uniform(0.7, 3) + 0.5).clip(0, 1)[..., None] * colour * np.float32(2 ** rng.uniform(-1.5, 1.5)))
     return light
-
 
 def exposure_pair(
     image: np.ndarray,              # (H, W) or (H, W, 3), a photograph
@@ -513,10 +512,10 @@ def exposure_pair(
         scene = np.maximum(scene * rng.uniform(0.3, 1), light if image.ndim == 3 else light @ LUMA)
         for widths in ((0.004, 0.015), (0.03, 0.1), (0.1, 0.3)): scene = _spread(scene, np.exp(rng.uniform(np.log(0.002), np.log(0.04))), rng.uniform(*widths))
     gamma, shot, read = rng.uniform(1.8, 2.4), rng.uniform(0, 4e-4), rng.uniform(5e-4, 2e-3)
-    headroom = rng.uniform(0, 3) # stops
+    headroom = rng.uniform(0, 3)     # stops
     white = np.float32(2 ** headroom)
     pair = []
-    for stops in (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)) if not brighter else (rng.uniform(0, 3) + rng.uniform(0, headroom), rng.uniform(-1, 0.5) - brighter):
+    for stops in (rng.uniform(0, 3) + rng.uniform(0, headroom), rng.uniform(-1, 0.5) - brighter) if brighter else (rng.uniform(0.8, 2.5), -rng.uniform(0.8, 3.0)):
         photons = scene * np.float32(2 ** stops)
         photons = photons + rng.standard_normal(image.shape, np.float32) * np.sqrt(read**2 + shot * photons.clip(0, white))
         pair.append(np.rint(255 * response_curve(photons, white) ** (1 / gamma)).astype(np.uint8))
