@@ -239,12 +239,13 @@ def add_generate(p: argparse.ArgumentParser):
     p.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     p.add_argument("--views", action="store_true", help="mef: another, far brighter photograph is seen through windows, skies and signs of each")
     p.add_argument("--lamps", action="store_true", help="mef: lamps and flames in each")
+    p.add_argument("--silhouettes", action="store_true", help="mef: each as the look of dark bodies before a smooth bright ground")
 
 # %% ../nbs/09_cli.ipynb #268bd4b0
 def run_generate(args) -> int:
     "`film generate`"
     from film.data import generate_pairs
-    print(generate_pairs(args.photographs, args.task, args.dataset, args.data, args.seed, args.views, args.lamps))
+    print(generate_pairs(args.photographs, args.task, args.dataset, args.data, args.seed, args.views, args.lamps, args.silhouettes))
     return 0
 
 # %% ../nbs/09_cli.ipynb #c3b9a7e4

@@ -6,7 +6,7 @@
 __all__ = ['PAPER_SIZE', 'GENERATORS', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs', 'check_pairs',
            'files_digest', 'pairs_digest', 'resize_paper', 'random_crop', 'random_flip', 'random_darken',
            'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask', 'response_curve', 'lamp_light',
-           'exposure_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
+           'exposure_pair', 'silhouette_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
 
 # %% ../nbs/03_data.ipynb #27751f66
 import hashlib, json, os, zlib
@@ -484,6 +484,13 @@ def lamp_light(
         light = np.maximum(light, (inside / rng.uniform(0.7, 3) + 0.5).clip(0, 1)[..., None] * colour * np.float32(2 ** rng.uniform(-1.5, 1.5)))
     return light
 
+def _covering(photograph, image):
+    "Another photograph made like `image`: its channels, scaled to cover it, cut to its size."
+    if photograph.ndim != image.ndim: photograph = to_gray(photograph) if image.ndim == 2 else np.stack([photograph] * 3, -1)
+    (H, W), (h, w) = image.shape[:2], photograph.shape[:2]
+    size = [max(least, round(side * max(H / h, W / w))) for side, least in ((w, W), (h, H))]
+    return cv2.resize(photograph, size, interpolation=cv2.INTER_AREA)[:H, :W]
+
 def exposure_pair(
     image: np.ndarray,              # (H, W) or (H, W, 3), a photograph
     rng: np.random.Generator,
@@ -500,10 +507,7 @@ def exposure_pair(
         if lamps or rng.random() < 0.5: # most of it out of focus
             scene = _spread(scene, as_image((1.2 + 2 * _smooth_field((H, W), min(H, W) // 2, rng)).clip(0, 1)), rng.uniform(0.02, 0.08))
     if view is not None:
-        if view.ndim != image.ndim: view = to_gray(view) if image.ndim == 2 else np.stack([view] * 3, -1)
-        h, w = view.shape[:2]
-        size = [max(least, round(side * max(H / h, W / w))) for side, least in ((w, W), (h, H))]
-        outside = _metered(_linear(cv2.resize(view, size, interpolation=cv2.INTER_AREA)[:H, :W], rng)).clip(0, 2)
+        outside = _metered(_linear(_covering(view, image), rng)).clip(0, 2)
         opening, glare = as_image(opening_mask(to_gray(image), rng)), rng.uniform(0, 0.003)
         scene = (1 - opening) * scene + opening * outside * 2 ** brighter
         scene = _spread(scene, glare, rng.uniform(0.02, 0.1))
@@ -519,6 +523,27 @@ def exposure_pair(
         photons = scene * np.float32(2 ** stops)
         photons = photons + rng.standard_normal(image.shape, np.float32) * np.sqrt(read**2 + shot * photons.clip(0, white))
         pair.append(np.rint(255 * response_curve(photons, white) ** (1 / gamma)).astype(np.uint8))
+    return pair[0], pair[1]
+
+def silhouette_pair(
+    image: np.ndarray,              # (H, W) or (H, W, 3), a photograph: what the bodies look like
+    rng: np.random.Generator,
+    ground: np.ndarray,             # another photograph of any size: gray and blurred, what is seen behind them
+) -> tuple[np.ndarray, np.ndarray]: # over-exposed and under-exposed, uint8, the photograph's shape
+    "Dark bodies before a smooth bright ground, white in the long exposure, by a lens without glare and a camera with little noise."
+    as_image, size = (lambda x: x if image.ndim == 2 else x[..., None]), image.shape[:2]
+    field = cv2.GaussianBlur(rng.standard_normal(size, np.float32), (0, 0), np.exp(rng.uniform(np.log(8), np.log(50))))
+    body = field > np.quantile(field, rng.uniform(0.3, 0.9))
+    if rng.random() < 0.3:          # twigs and railings as well: what is darkest in the photograph
+        gray = cv2.GaussianBlur(to_gray(image), (0, 0), 1)
+        body |= gray < np.quantile(gray, rng.uniform(0.03, 0.3))
+    body = as_image(cv2.GaussianBlur(body.astype(np.float32), (0, 0), rng.uniform(0.6, 1.3)))
+    near, far = to_float(image), as_image(cv2.GaussianBlur(to_gray(_covering(ground, image)), (0, 0), rng.uniform(8, 40)))
+    near, far = (near / max(0.05, float(near.mean()))) ** np.float32(rng.uniform(0.6, 1.2)), far / max(0.05, float(far.mean()))
+    noise, pair = rng.uniform(0, 0.008), []
+    for dark, bright in (rng.uniform((0.08, 1.1), (0.45, 4)), rng.uniform((0.01, 0.12), (0.1, 0.6))):
+        picture = (body * near * np.float32(dark) + (1 - body) * far * np.float32(bright)).clip(0, 1) + np.float32(noise) * rng.standard_normal(image.shape, np.float32)
+        pair.append(np.rint(255 * picture.clip(0, 1)).astype(np.uint8))
     return pair[0], pair[1]
 
 # %% ../nbs/03_data.ipynb #ec9c0dd2
@@ -612,23 +637,26 @@ def generate_pairs(
     task: str | Task,                      # 'mef', 'mff' or 'mif'
     dataset: str,                          # name of the data set to make
     root: str | os.PathLike | None = None, # data root to write it in, see `data_root`
-    seed: int = 0,                         # with the photograph's name it decides all randomness; with views, the other photographs do too
+    seed: int = 0,                         # with the photograph's name it decides all randomness; with views or silhouettes, the other photographs do too
     views: bool = False,                   # multi-exposure: one of the photographs, drawn at random (rarely the same), is seen through openings of each, see `exposure_pair`
     lamps: bool = False,                   # multi-exposure: lights in each
+    silhouettes: bool = False,             # multi-exposure: `silhouette_pair` instead, the ground behind each drawn as a view is
 ) -> Path:                                 # the data set's folder, with train.txt
     "Makes a training set from photographs: Image/<TASK>/<dataset>/<modality>/<name>.png and train.txt. A run that was stopped goes on; photographs that cannot be read, or whose view cannot, are passed over and said."
     task, root = get_task(task), data_root(root)
     if task.name not in GENERATORS: raise FilmError(f"there is no generator for {task.name}: choose one of {', '.join(GENERATORS)}")
     folder, images = root/"Image"/task.folder/dataset, list_images(photographs)
     if not images: raise FilmError(f"{photographs}: holds no images")
-    if (views or lamps) and task.name != "mef": raise FilmError(f"only multi-exposure pairs have views or lamps, not {task.name}")
+    if (views or lamps or silhouettes) and task.name != "mef": raise FilmError(f"only multi-exposure pairs have views, lamps or silhouettes, not {task.name}")
+    if silhouettes and (views or lamps): raise FilmError("silhouettes have a ground of their own: neither views nor lamps with them")
+    generator = silhouette_pair if silhouettes else GENERATORS[task.name]
     if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
-    marks, mark = folder/"generated.json", dict(generator=GENERATORS[task.name].__name__, seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | {key: True for key, given in dict(views=views, lamps=lamps).items() if given}
+    marks, mark = folder/"generated.json", dict(generator=generator.__name__, seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | {key: True for key, given in dict(views=views, lamps=lamps).items() if given}
     try: there = json.loads(marks.read_text()) if folder.exists() else mark
     except (OSError, ValueError): there = None
-    if isinstance(there, dict):  # more photographs are welcome, but not where each may be another's view
+    if isinstance(there, dict):  # more photographs are welcome, but not where each may be another's view or ground
         before = there.setdefault("photographs", mark["photographs"])  # older marks do not say
-        if not views and before.items() <= mark["photographs"].items(): there["photographs"] = mark["photographs"]
+        if not (views or silhouettes) and before.items() <= mark["photographs"].items(): there["photographs"] = mark["photographs"]
     if there != mark: raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, or with other views or lamps; choose another name")
     with atomic_write(marks) as temporary: temporary.write_text(json.dumps(mark) + "\n")
     names, paths = [], [path for path, *_ in images.values()]
@@ -639,8 +667,8 @@ def generate_pairs(
             if not name.isprintable() or name != name.strip(): raise FilmError(f"{os.fsencode(path)!r}: a name with unprintable characters, or spaces around it")
             if not all(target.is_file() for target in targets):
                 rng = np.random.default_rng((seed, zlib.crc32(f"{task.name}/{name}".encode())))
-                brighter = (dict(view=read_image(paths[rng.integers(len(paths))])) if views else {}) | (dict(lamps=True) if lamps else {})
-                made = GENERATORS[task.name](read_image(path), rng, **brighter)
+                behind = {"ground" if silhouettes else "view": read_image(paths[rng.integers(len(paths))])} if views or silhouettes else {}
+                made = generator(read_image(path), rng, **behind, **dict(lamps=True) if lamps else {})
                 for target, image in zip(targets, made): write_image(target, image)
             names.append(name)
         except FilmError as e: print(f"passed over: {e}")

@@ -339,12 +339,18 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     lamps = generate_pairs(tmp_path / "photographs", "mef", "Lamps", tmp_path, lamps=True)
     assert (plain / "UNDER" / "a.png").read_bytes() != (lamps / "UNDER" / "a.png").read_bytes() != under
     with pytest.raises(FilmError, match="or lamps"): generate_pairs(tmp_path / "photographs", "mef", "Lamps", tmp_path, views=True)
+    silhouettes = generate_pairs(tmp_path / "photographs", "mef", "Silhouettes", tmp_path, silhouettes=True)
+    over, under = (to_gray(read_image(silhouettes / word / "a.png")) for word in ("OVER", "UNDER"))
+    assert (over == 1).mean() > 0.02 and over.min() < 0.4 and over.mean() > 1.5 * under.mean()
+    with pytest.raises(FilmError, match="another kind"): generate_pairs(tmp_path / "photographs", "mef", "Silhouettes", tmp_path, views=True)
+    with pytest.raises(FilmError, match="neither views nor lamps"): generate_pairs(tmp_path / "photographs", "mef", "Five", tmp_path, lamps=True, silhouettes=True)
     write_image(tmp_path / "photographs" / "z.png", np.full((64, 80, 3), 99, np.uint8))
     assert "z\n" in (make("One") / "train.txt").read_text()
-    with pytest.raises(FilmError, match="other photographs"): generate_pairs(tmp_path / "photographs", "mef", "Views", tmp_path, views=True)  # may be any other's view
+    for kind in ("views", "silhouettes"):  # may be any other's view or ground
+        with pytest.raises(FilmError, match="other photographs"): generate_pairs(tmp_path / "photographs", "mef", kind.capitalize(), tmp_path, **{kind: True})
     write_image(tmp_path / "photographs" / "a.png", np.full((64, 80, 3), 99, np.uint8))
     with pytest.raises(FilmError, match="other photographs"): make("One")
-    with pytest.raises(FilmError, match="only multi-exposure pairs have views or lamps"): generate_pairs(tmp_path / "photographs", "mff", "Four", tmp_path, views=True)
+    with pytest.raises(FilmError, match="only multi-exposure pairs have views, lamps or silhouettes"): generate_pairs(tmp_path / "photographs", "mff", "Four", tmp_path, views=True)
     with pytest.raises(FilmError, match="no generator for ivf"): generate_pairs(tmp_path / "photographs", "ivf", "One", tmp_path)
     with pytest.raises(FilmError, match="holds no images"): generate_pairs(folder, "mff", "Three", tmp_path)
 
