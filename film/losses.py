@@ -80,6 +80,7 @@ def gradient_loss(
     brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times exp(brighter m**4), m its brightness smoothed alike; 0: strength alone
     cold: float = 0.0,      # where A is darker than B, edges are those of B - cold tanh((B - A) / cold), nowhere darker than B by more than `cold`; 0: those of A
     detail: float = 0.0,    # with `signed`: a weak edge is wanted stronger still, times 1 + detail / (1 + s / 0.3), s the chosen edges, |x * Kx| + |x * Ky| smoothed like the choice; 0: all alike
+    burnt: float = 0.0,     # with `signed`: the edge wanted is less where the brighter source has it from being white, by `burnt` times the part that M - M**16 (M - m) / 2 lacks, M the brighter and m the darker source, both smoothed like the choice; 0: nowhere
     noise: float = 0.0,     # with `signed`: the edge wanted fades where s, as for `detail`, is no more than about this, times s**2 / (s**2 + noise**2); 0: nowhere
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
@@ -87,11 +88,18 @@ def gradient_loss(
     if not signed: return (sobel(fused, padding) - gain * torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
     fused, da, db = (derivatives(image, padding) for image in (fused, a, b))
     weight_a, weight_b = (smoothed(edges.abs().sum(1, keepdim=True), smooth) * (brighter * smoothed(image, smooth)**4).exp() for edges, image in ((da, a), (db, b)))
-    wanted = torch.where(signed * weight_a >= weight_b, da, db)
+    from_a = signed * weight_a >= weight_b
+    wanted = torch.where(from_a, da, db)
     if detail or noise:
         strength = smoothed(wanted.abs().sum(1, keepdim=True), smooth)
         if detail: gain = gain * (1 + detail / (1 + strength / 0.3))
         if noise: gain = gain * strength**2 / (strength**2 + noise**2)
+    if burnt:
+        brightest = torch.maximum(a, b)
+        known = brightest - brightest**16 * (a - b).abs() / 2
+        broad, broad_known = (sobel(smoothed(image, smooth), padding) for image in (brightest, known))
+        share = smoothed((broad - broad_known).clamp(min=0), smooth) / (smoothed(sobel(brightest, padding), smooth) + 1e-3)
+        gain = gain * torch.where(from_a == (a >= b), (1 - burnt * share).clamp(min=0), 1)
     return (fused - gain * wanted).abs().sum(1).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
@@ -131,6 +139,7 @@ class LossWeights:
     brighter: float = 0.0   # see `gradient_loss`
     cold: float = 0.0       # see `gradient_loss`
     detail: float = 0.0     # see `gradient_loss`
+    burnt: float = 0.0      # see `gradient_loss`
     noise: float = 0.0      # see `gradient_loss`
     clipped: float = 0.0    # see `intensity_loss`
 
@@ -147,7 +156,7 @@ def fusion_loss(
     terms = {"intensity": intensity_loss(fused, a, b, weights.clipped)}
     total = terms["intensity"]
     if weights.grad:
-        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.cold, weights.detail, weights.noise)
+        terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.cold, weights.detail, weights.burnt, weights.noise)
         total = total + weights.grad * terms["gradient"]
     if weights.ssim:
         terms["structure"] = structure_loss(a, fused) + structure_loss(b, fused)

@@ -65,6 +65,7 @@ class TrainSettings:
     brighter: float = setting(0.0, "with `signed`: for that decision a source's strength counts times exp(brighter m**4), m its brightness, so that where one source is nearly white, a sky by day, a lamp by night, its edges are taken (not in the paper)")
     cold: float = setting(0.0, "above 0, where A is darker than B, the gradient loss takes edges of B - cold tanh((B - A) / cold) for A's: what infrared shows cold before bright scenery, sky through leaves, wires, leaves fainter marks (not in the paper)")
     detail: float = setting(0.0, "with `signed`: weak edges are wanted up to 1 + detail times as strong as `gain` asks, strong ones hardly more: texture without stronger outlines (not in the paper)")
+    burnt: float = setting(0.0, "with `signed`: edges that a long exposure has from being white, silhouettes before a burnt sky, are wanted so much less as the step is none of the brightness wanted with `clipped` 0.5: 1 for about all of that; fewer rims, less contrast (not in the paper)")
     noise: float = setting(0.0, "with `signed`: edges no stronger than about this (of a Sobel filter, smoothed like the choice of source) are taken for a camera's grain and fade, times s**2 / (s**2 + noise**2), where `gain` would sharpen them (not in the paper)")
     clipped: float = setting(0.0, "in 0..1, the intensity loss wants max - clipped max**2 (max - min) instead of the brighter source: where a long exposure is white, the short one decides what is bright (not in the paper)")
     gain: float = setting(1.0, "the gradient loss wants edges so many times as strong as in the sources: above 1 for more contrast (not in the paper)")
@@ -83,9 +84,9 @@ class TrainSettings:
             if not 0 < getattr(self, name) <= 1e30: raise FilmError(f"{name} must be positive, and no more than 1e30, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("validation", "text_lr", "warmup", "grad", "ssim", "signed", "smooth", "brighter", "cold", "detail", "noise", "seed"):
+        for name in ("validation", "text_lr", "warmup", "grad", "ssim", "signed", "smooth", "brighter", "cold", "detail", "burnt", "noise", "seed"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
-        for name in ("smooth", "brighter", "detail", "noise"):
+        for name in ("smooth", "brighter", "detail", "burnt", "noise"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
         if self.seed >= 1 << 63: raise FilmError(f"seed must be below 2^63, found {self.seed}")
         if not 0 <= self.clipped <= 1: raise FilmError(f"clipped must be in 0..1, found {self.clipped}")
