@@ -80,7 +80,7 @@ def gradient_loss(
     brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times exp(brighter m**4), m its brightness smoothed alike; 0: strength alone
     cold: float = 0.0,      # where A is darker than B, edges are those of B - cold tanh((B - A) / cold), nowhere darker than B by more than `cold`; 0: those of A
     detail: float = 0.0,    # with `signed`: a weak edge is wanted stronger still, times 1 + detail / (1 + s / 0.3), s the chosen edges, |x * Kx| + |x * Ky| smoothed like the choice; 0: all alike
-    burnt: float = 0.0,     # with `signed`: the edge wanted is less where the brighter source has it from being white, by `burnt` times the part that M - M**16 (M - m) / 2 lacks, M the brighter and m the darker source, both smoothed like the choice; 0: nowhere
+    burnt: float = 0.0,     # with `signed`: a broad step into white is wanted less, by `burnt` times the part of it that M - M**16 (M - m) / 2 has not, M the brighter and m the darker source, both smoothed like the choice; 0: as high as it is
     noise: float = 0.0,     # with `signed`: the edge wanted fades where s, as for `detail`, is no more than about this, times s**2 / (s**2 + noise**2); 0: nowhere
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
