@@ -484,6 +484,8 @@ def lamp_light(
         light = np.maximum(light, (inside / rng.uniform(0.7, 3) + 0.5).clip(0, 1)[..., None] * colour * np.float32(2 ** rng.uniform(-1.5, 1.5)))
     return light
 
+def _plane(x, image): return x if image.ndim == 2 else x[..., None]  # a map (H, W) with the axes of the image that it goes with
+
 def _covering(photograph, image):
     "Another photograph made like `image`: its channels, scaled to cover it, cut to its size."
     if photograph.ndim != image.ndim: photograph = to_gray(photograph) if image.ndim == 2 else np.stack([photograph] * 3, -1)
@@ -498,17 +500,17 @@ def exposure_pair(
     lamps: bool = False,            # lights in the scene, far brighter
 ) -> tuple[np.ndarray, np.ndarray]: # over-exposed and under-exposed, uint8, the photograph's shape
     "The two pictures a camera would take of the scene with too long and too short an exposure."
-    (H, W), as_image = image.shape[:2], (lambda x: x if image.ndim == 2 else x[..., None])
+    H, W = image.shape[:2]
     scene = _linear(image, rng)
-    scene = _metered(scene * as_image(np.exp2(rng.uniform(0, 1.5) * _smooth_field((H, W), int(min(H, W) / rng.uniform(1, 3)), rng))))
+    scene = _metered(scene * _plane(np.exp2(rng.uniform(0, 1.5) * _smooth_field((H, W), int(min(H, W) / rng.uniform(1, 3)), rng)), image))
     brighter = rng.uniform(2.5, 6) if lamps or view is not None else 0
     if brighter:
         scene = scene.clip(0, 2)
         if lamps or rng.random() < 0.5: # most of it out of focus
-            scene = _spread(scene, as_image((1.2 + 2 * _smooth_field((H, W), min(H, W) // 2, rng)).clip(0, 1)), rng.uniform(0.02, 0.08))
+            scene = _spread(scene, _plane((1.2 + 2 * _smooth_field((H, W), min(H, W) // 2, rng)).clip(0, 1), image), rng.uniform(0.02, 0.08))
     if view is not None:
         outside = _metered(_linear(_covering(view, image), rng)).clip(0, 2)
-        opening, glare = as_image(opening_mask(to_gray(image), rng)), rng.uniform(0, 0.003)
+        opening, glare = _plane(opening_mask(to_gray(image), rng), image), rng.uniform(0, 0.003)
         scene = (1 - opening) * scene + opening * outside * 2 ** brighter
         scene = _spread(scene, glare, rng.uniform(0.02, 0.1))
     if lamps:
@@ -531,14 +533,13 @@ def silhouette_pair(
     ground: np.ndarray,             # another photograph of any size: gray and blurred, what is seen behind them
 ) -> tuple[np.ndarray, np.ndarray]: # over-exposed and under-exposed, uint8, the photograph's shape
     "Dark bodies before a smooth bright ground, white in the long exposure, by a lens without glare and a camera with little noise."
-    as_image, size = (lambda x: x if image.ndim == 2 else x[..., None]), image.shape[:2]
-    field = cv2.GaussianBlur(rng.standard_normal(size, np.float32), (0, 0), np.exp(rng.uniform(np.log(8), np.log(50))))
+    field = cv2.GaussianBlur(rng.standard_normal(image.shape[:2], np.float32), (0, 0), np.exp(rng.uniform(np.log(8), np.log(50))))
     body = field > np.quantile(field, rng.uniform(0.3, 0.9))
     if rng.random() < 0.3:          # twigs and railings as well: what is darkest in the photograph
         gray = cv2.GaussianBlur(to_gray(image), (0, 0), 1)
         body |= gray < np.quantile(gray, rng.uniform(0.03, 0.3))
-    body = as_image(cv2.GaussianBlur(body.astype(np.float32), (0, 0), rng.uniform(0.6, 1.3)))
-    near, far = to_float(image), as_image(cv2.GaussianBlur(to_gray(_covering(ground, image)), (0, 0), rng.uniform(8, 40)))
+    body = _plane(cv2.GaussianBlur(body.astype(np.float32), (0, 0), rng.uniform(0.6, 1.3)), image)
+    near, far = to_float(image), _plane(cv2.GaussianBlur(to_gray(_covering(ground, image)), (0, 0), rng.uniform(8, 40)), image)
     near, far = (near / max(0.05, float(near.mean()))) ** np.float32(rng.uniform(0.6, 1.2)), far / max(0.05, float(far.mean()))
     noise, pair = rng.uniform(0, 0.008), []
     for dark, bright in (rng.uniform((0.08, 1.1), (0.45, 4)), rng.uniform((0.01, 0.12), (0.1, 0.6))):
@@ -571,7 +572,7 @@ def defocus_pair(
     "The two pictures a lens would take of the scene focused near and focused far."
     x = to_float(image)
     alpha = near_mask(to_gray(image), rng)
-    alpha, linear = alpha if x.ndim == 2 else alpha[..., None], x ** np.float32(2.2)
+    alpha, linear = _plane(alpha, x), x ** np.float32(2.2)
     def disk(layer, radius):
         reach = int(np.ceil(radius))
         yy, xx = np.mgrid[-reach:reach + 1, -reach:reach + 1]
@@ -642,7 +643,7 @@ def generate_pairs(
     lamps: bool = False,                   # multi-exposure: lights in each
     silhouettes: bool = False,             # multi-exposure: `silhouette_pair` instead, the ground behind each drawn as a view is
 ) -> Path:                                 # the data set's folder, with train.txt
-    "Makes a training set from photographs: Image/<TASK>/<dataset>/<modality>/<name>.png and train.txt. A run that was stopped goes on; photographs that cannot be read, or whose view cannot, are passed over and said."
+    "Makes a training set from photographs: Image/<TASK>/<dataset>/<modality>/<name>.png and train.txt. A run that was stopped goes on; photographs that cannot be read, or whose view or ground cannot, are passed over and said."
     task, root = get_task(task), data_root(root)
     if task.name not in GENERATORS: raise FilmError(f"there is no generator for {task.name}: choose one of {', '.join(GENERATORS)}")
     folder, images = root/"Image"/task.folder/dataset, list_images(photographs)
