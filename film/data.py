@@ -533,7 +533,7 @@ def silhouette_pair(
     ground: np.ndarray,             # another photograph of any size: gray and blurred, what is seen behind them
 ) -> tuple[np.ndarray, np.ndarray]: # over-exposed and under-exposed, uint8, the photograph's shape
     "Dark bodies before a smooth bright ground, white in the long exposure, by a lens without glare and a camera with little noise."
-    field = cv2.GaussianBlur(rng.standard_normal(image.shape[:2], np.float32), (0, 0), np.exp(rng.uniform(np.log(8), np.log(50))))
+    field = cv2.GaussianBlur(rng.standard_normal(image.shape[:2], np.float32), (0, 0), np.exp(rng.uniform(np.log(8), np.log(150))))
     body = field > np.quantile(field, rng.uniform(0.3, 0.9))
     if rng.random() < 0.3:          # twigs and railings as well: what is darkest in the photograph
         gray = cv2.GaussianBlur(to_gray(image), (0, 0), 1)
@@ -541,9 +541,10 @@ def silhouette_pair(
     body = _plane(cv2.GaussianBlur(body.astype(np.float32), (0, 0), rng.uniform(0.6, 1.3)), image)
     near, far = to_float(image), _plane(cv2.GaussianBlur(to_gray(_covering(ground, image)), (0, 0), rng.uniform(8, 40)), image)
     near, far = (near / max(0.05, float(near.mean()))) ** np.float32(rng.uniform(0.6, 1.2)), far / max(0.05, float(far.mean()))
-    noise, pair = rng.uniform(0, 0.008), []
-    for dark, bright in (rng.uniform((0.08, 1.1), (0.45, 4)), rng.uniform((0.01, 0.12), (0.1, 0.6))):
-        picture = (body * near * np.float32(dark) + (1 - body) * far * np.float32(bright)).clip(0, 1) + np.float32(noise) * rng.standard_normal(image.shape, np.float32)
+    def light(least, most): return np.float32(np.exp(rng.uniform(np.log(least), np.log(most))))
+    noise, ground_short, pair = rng.uniform(0, 0.008), light(0.03, 0.6), []
+    for dark, bright in (light(0.08, 0.7), light(1.1, 4)), (ground_short * light(0.02, 0.4), ground_short):
+        picture = (body * near * dark + (1 - body) * far * bright).clip(0, 1) + np.float32(noise) * rng.standard_normal(image.shape, np.float32)
         pair.append(np.rint(255 * picture.clip(0, 1)).astype(np.uint8))
     return pair[0], pair[1]
 
