@@ -21,11 +21,12 @@ def intensity_loss(
     fused: Tensor,        # (B, 1, H, W) in [0, 1]
     a: Tensor,            # like `fused`
     b: Tensor,            # like `fused`
-    clipped: float = 0.0, # in 0..1: wanted is max - clipped max**2 (max - min), so that where one source is white the other one decides; 0: the maximum, as released
+    clipped: float = 0.0, # in 0..1: wanted is max - clipped max**power (max - min), so that where one source is white the other one decides; 0: the maximum, as released
+    power: float = 2.0,   # >= 0, see `clipped`: the larger, the more only what is nearly white gives way; 0: everything alike
 ) -> Tensor:              # scalar >= 0
     "mean |F - max(A, B)| (paper, section 3.4, with clipped 0): every pixel as bright as in the brighter source."
     wanted = torch.maximum(a, b)
-    if clipped: wanted = wanted - clipped * wanted**2 * (a - b).abs()
+    if clipped: wanted = wanted - clipped * wanted**power * (a - b).abs()
     return (fused - wanted).abs().mean()
 
 # %% ../nbs/05_losses.ipynb #902c6ea4
@@ -80,7 +81,7 @@ def gradient_loss(
     brighter: float = 0.0,  # with `signed`: for that choice a source's strength counts times exp(brighter m**4), m its brightness smoothed alike; 0: strength alone
     cold: float = 0.0,      # where A is darker than B, edges are those of B - cold tanh((B - A) / cold), nowhere darker than B by more than `cold`; 0: those of A
     detail: float = 0.0,    # with `signed`: a weak edge is wanted stronger still, times 1 + detail / (1 + s / 0.3), s the chosen edges, |x * Kx| + |x * Ky| smoothed like the choice; 0: all alike
-    burnt: float = 0.0,     # with `signed`: a broad step into white is wanted less, by `burnt` times the part of it that M - M**16 (M - m) / 2 has not, M the brighter and m the darker source, both smoothed like the choice; 0: as high as it is
+    burnt: float = 0.0,     # with `signed`: a broad step into white is wanted less, by the share of it that is not in M - M**16 (M - m) / 2, M the brighter and m the darker source, times min(1, burnt s**3), s how broad it is, the share that smoothing by twice `smooth` leaves of the edges around (broad is what that leaves); 0: as high as it is
     noise: float = 0.0,     # with `signed`: the edge wanted fades where s, as for `detail`, is no more than about this, times s**2 / (s**2 + noise**2); 0: nowhere
 ) -> Tensor:                # scalar >= 0
     "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
@@ -97,9 +98,10 @@ def gradient_loss(
     if burnt:
         brightest = torch.maximum(a, b)
         known = brightest - brightest**16 * (a - b).abs() / 2
-        broad, broad_known = (sobel(smoothed(image, smooth), padding) for image in (brightest, known))
-        share = smoothed((broad - broad_known).clamp(min=0), smooth) / (smoothed(sobel(brightest, padding), smooth) + 1e-3)
-        gain = gain * torch.where(from_a == (a >= b), (1 - burnt * share).clamp(min=0), 1)
+        broad, broad_known = (derivatives(smoothed(image, 2 * smooth), padding) for image in (brightest, known))
+        missing = 1 - ((broad * broad_known).sum(1, keepdim=True) / (broad.square().sum(1, keepdim=True) + 1e-6)).clamp(0, 1)
+        breadth = broad.abs().sum(1, keepdim=True) / (smoothed(sobel(brightest, padding), 2 * smooth) + 1e-3)
+        gain = gain * torch.where(from_a == (a >= b), 1 - missing * (burnt * breadth**3).clamp(max=1), 1)
     return (fused - gain * wanted).abs().sum(1).mean()
 
 # %% ../nbs/05_losses.ipynb #6f409648
@@ -142,6 +144,7 @@ class LossWeights:
     burnt: float = 0.0      # see `gradient_loss`
     noise: float = 0.0      # see `gradient_loss`
     clipped: float = 0.0    # see `intensity_loss`
+    power: float = 2.0      # see `intensity_loss`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -153,7 +156,7 @@ def fusion_loss(
     "The training loss (paper, section 3.4). A term of weight 0 is not computed."
     if not fused.shape == a.shape == b.shape:
         raise FilmError(f"fused image and sources differ in shape: {tuple(fused.shape)}, {tuple(a.shape)}, {tuple(b.shape)}")
-    terms = {"intensity": intensity_loss(fused, a, b, weights.clipped)}
+    terms = {"intensity": intensity_loss(fused, a, b, weights.clipped, weights.power)}
     total = terms["intensity"]
     if weights.grad:
         terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.cold, weights.detail, weights.burnt, weights.noise)

@@ -65,9 +65,10 @@ class TrainSettings:
     brighter: float = setting(0.0, "with `signed`: for that decision a source's strength counts times exp(brighter m**4), m its brightness, so that where one source is nearly white, a sky by day, a lamp by night, its edges are taken (not in the paper)")
     cold: float = setting(0.0, "above 0, where A is darker than B, the gradient loss takes edges of B - cold tanh((B - A) / cold) for A's: what infrared shows cold before bright scenery, sky through leaves, wires, leaves fainter marks (not in the paper)")
     detail: float = setting(0.0, "with `signed`: weak edges are wanted up to 1 + detail times as strong as `gain` asks, strong ones hardly more: texture without stronger outlines (not in the paper)")
-    burnt: float = setting(0.0, "with `signed`: the step from a dark body to a burnt sky is wanted less, by this share of what it has beyond half way to the darker source: fewer pale rims round the body, less contrast (not in the paper)")
+    burnt: float = setting(0.0, "with `signed`: the step from a dark body to a burnt sky is wanted less, where it is broad down to what it would be with half way to the darker source for white: no pale rims round the body, less contrast; the larger, the more counts as broad, with 6 outlines do and leaves do not (not in the paper)")
     noise: float = setting(0.0, "with `signed`: edges no stronger than about this (of a Sobel filter, smoothed like the choice of source) are taken for a camera's grain and fade, times s**2 / (s**2 + noise**2), where `gain` would sharpen them (not in the paper)")
-    clipped: float = setting(0.0, "in 0..1, the intensity loss wants max - clipped max**2 (max - min) instead of the brighter source: where a long exposure is white, the short one decides what is bright (not in the paper)")
+    clipped: float = setting(0.0, "in 0..1, the intensity loss wants max - clipped max**power (max - min) instead of the brighter source: where a long exposure is white, the short one decides what is bright (not in the paper)")
+    power: float = setting(2.0, "with `clipped`: the smaller, the more mid-tones give way to the darker source as well (not in the paper)")
     gain: float = setting(1.0, "the gradient loss wants edges so many times as strong as in the sources: above 1 for more contrast (not in the paper)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
@@ -84,7 +85,7 @@ class TrainSettings:
             if not 0 < getattr(self, name) <= 1e30: raise FilmError(f"{name} must be positive, and no more than 1e30, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("validation", "text_lr", "warmup", "grad", "ssim", "signed", "smooth", "brighter", "cold", "detail", "burnt", "noise", "seed"):
+        for name in ("validation", "text_lr", "warmup", "grad", "ssim", "signed", "smooth", "brighter", "cold", "detail", "burnt", "noise", "power", "seed"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
         for name in ("smooth", "brighter", "detail", "burnt", "noise"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
