@@ -22,10 +22,13 @@ def wanted_brightness(
     b: Tensor,      # like `a`
     clipped: float, # in 0..1: how far to the darker source where the brighter one is white; 0: nowhere
     power: float,   # >= 0: the larger, the more only what is nearly white gives way; 0: everything alike
+    root: float = 1.0, # in (0, 1]: M (m / M)**root takes the place of m; 0.5: their geometric mean, half way between both in stops
 ) -> Tensor:        # like `a`
     "M - clipped M**power (M - m), M the brighter and m the darker source."
     brightest = torch.maximum(a, b)
-    return brightest - clipped * brightest**power * (a - b).abs() if clipped else brightest
+    if not clipped: return brightest
+    distance = (a - b).abs() if root == 1 else brightest - brightest ** (1 - root) * torch.minimum(a, b) ** root
+    return brightest - clipped * brightest**power * distance
 
 
 def intensity_loss(
@@ -34,9 +37,10 @@ def intensity_loss(
     b: Tensor,            # like `fused`
     clipped: float = 0.0, # see `wanted_brightness`: above 0 the other source decides where one is white; 0: the maximum, as released
     power: float = 2.0,   # see `wanted_brightness`
+    root: float = 1.0,    # see `wanted_brightness`
 ) -> Tensor:              # scalar >= 0
     "mean |F - max(A, B)| (paper, section 3.4, with clipped 0): every pixel as bright as in the brighter source."
-    return (fused - wanted_brightness(a, b, clipped, power)).abs().mean()
+    return (fused - wanted_brightness(a, b, clipped, power, root)).abs().mean()
 
 # %% ../nbs/05_losses.ipynb #902c6ea4
 def derivatives(
@@ -153,6 +157,7 @@ class LossWeights:
     noise: float = 0.0      # see `gradient_loss`
     clipped: float = 0.0    # see `intensity_loss`
     power: float = 2.0      # see `intensity_loss`
+    root: float = 1.0       # see `intensity_loss`
 
 # %% ../nbs/05_losses.ipynb #35566c48
 def fusion_loss(
@@ -164,7 +169,7 @@ def fusion_loss(
     "The training loss (paper, section 3.4). A term of weight 0 is not computed."
     if not fused.shape == a.shape == b.shape:
         raise FilmError(f"fused image and sources differ in shape: {tuple(fused.shape)}, {tuple(a.shape)}, {tuple(b.shape)}")
-    terms = {"intensity": intensity_loss(fused, a, b, weights.clipped, weights.power)}
+    terms = {"intensity": intensity_loss(fused, a, b, weights.clipped, weights.power, weights.root)}
     total = terms["intensity"]
     if weights.grad:
         terms["gradient"] = gradient_loss(fused, a, b, weights.padding, weights.signed, weights.gain, weights.smooth, weights.brighter, weights.cold, weights.detail, weights.burnt, weights.noise)
