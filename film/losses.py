@@ -18,17 +18,17 @@ from .core import FilmError
 
 # %% ../nbs/05_losses.ipynb #5414ea3d
 def wanted_brightness(
-    a: Tensor,      # (B, 1, H, W) in [0, 1]
-    b: Tensor,      # like `a`
-    clipped: float, # in 0..1: how far to the darker source where the brighter one is white; 0: nowhere
-    power: float,   # >= 0: the larger, the more only what is nearly white gives way; 0: everything alike
+    a: Tensor,         # (B, 1, H, W) in [0, 1]
+    b: Tensor,         # like `a`
+    clipped: float,    # in 0..1: how far to the darker source where the brighter one is white; 0: nowhere
+    power: float,      # >= 0: the larger, the more only what is nearly white gives way; 0: everything alike
     root: float = 1.0, # in (0, 1]: M (m / M)**root takes the place of m; 0.5: their geometric mean, half way between both in stops
-) -> Tensor:        # like `a`
+) -> Tensor:           # like `a`
     "M - clipped M**power (M - m), M the brighter and m the darker source."
     brightest = torch.maximum(a, b)
     if not clipped: return brightest
-    distance = (a - b).abs() if root == 1 else brightest - brightest ** (1 - root) * torch.minimum(a, b) ** root
-    return brightest - clipped * brightest**power * distance
+    darker = brightest ** (1 - root) * torch.minimum(a, b) ** root
+    return brightest - clipped * brightest**power * (brightest - darker)
 
 
 def intensity_loss(
