@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['METRICS', 'PAPER_METRICS', 'PAPER', 'RELEASED', 'PAPER_IMAGES', 'gray_levels', 'entropy', 'standard_deviation',
            'spatial_frequency', 'average_gradient', 'mutual_information', 'mse', 'correlation', 'psnr', 'scd', 'ssim',
-           'vif', 'qabf', 'fmi', 'nabf', 'qcb', 'ms_ssim', 'mef_ssim', 'Metric', 'get_metrics', 'metrics',
-           'batch_metrics', 'Problem', 'Evaluation', 'name_methods', 'evaluate_folders', 'bootstrap_mean', 'ranks',
-           'Row', 'leaderboard', 'to_markdown', 'to_latex', 'to_json', 'write_csv', 'leaderboard_picture',
-           'best_and_worst', 'image_set', 'paper_table', 'write_report']
+           'vif', 'qabf', 'fmi', 'nabf', 'qcb', 'ms_ssim', 'mef_ssim', 'contrast_changes', 'contrast_loss',
+           'contrast_amplification', 'contrast_reversal', 'Metric', 'get_metrics', 'metrics', 'batch_metrics',
+           'Problem', 'Evaluation', 'name_methods', 'evaluate_folders', 'bootstrap_mean', 'ranks', 'Row', 'leaderboard',
+           'to_markdown', 'to_latex', 'to_json', 'write_csv', 'leaderboard_picture', 'best_and_worst', 'image_set',
+           'paper_table', 'write_report']
 
 # %% ../nbs/08_evaluation.ipynb #313422a1
 import csv, json, os
@@ -455,6 +456,60 @@ def _exposure_structure(f, a, b):
     cov = mix_a * (_gauss11(a * f) - mean_a * mean_f) + mix_b * (_gauss11(b * f) - mean_b * mean_f)
     return ((2 * cov + 7.65**2) / (var_r + _gauss11(f * f) - mean_f**2 + 7.65**2)).mean()
 
+# %% ../nbs/08_evaluation.ipynb #613d19c8
+def contrast_changes(
+    fused: np.ndarray, # (H, W), gray levels 0..255
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> dict[str, np.ndarray]: # 'LOSS', 'AMPL', 'REV' -> (H, W) in 0..1, the share of the scales at which this happens there
+    """Where visible contrast was lost, amplified from nothing or reversed.
+
+    A scale's steps S_X = grad(G * X) / 0.312, G a Gaussian of sigma 1 pixel: an edge by itself has its height. F at four scales, the image and its halvings by means of 2x2 pixels:
+    LOSS where |S_A| or |S_B| >= 4 and |S_F| < 2; AMPL where |S_F| >= 4, both others < 2; REV where |S_F| >= 4 and along S_F one source has <= -4 and
+    neither >= 2. After Aydın, Mantiuk, Myszkowski & Seidel, ACM Trans. Graphics 27, 2008, with fixed thresholds and for two sources."""
+    images = _arrays(fused, a, b)
+    height, width = fused.shape
+    found = {name: np.zeros(fused.shape) for name in ("LOSS", "AMPL", "REV")}
+    for scale in range(4):
+        if scale: images = [_halve(image) for image in images]
+        (fy, fx), *sources = map(_steps, images)
+        step = np.hypot(fy, fx)
+        along = [(fy * y + fx * x) / np.maximum(step, 1e-9) for y, x in sources]
+        largest = np.maximum(*(np.hypot(y, x) for y, x in sources))
+        places = {"LOSS": (largest >= 4) & (step < 2), "AMPL": (step >= 4) & (largest < 2),
+                  "REV": (step >= 4) & (np.minimum(*along) <= -4) & (np.maximum(*along) < 2)}
+        for name, place in places.items(): found[name] += place.repeat(2**scale, 0).repeat(2**scale, 1)[:height, :width] / 4
+    return found
+
+def _steps(image):
+    image = np.pad(cv2.GaussianBlur(image, (9, 9), 1, borderType=cv2.BORDER_REPLICATE), 1, mode="edge")
+    return (image[2:, 1:-1] - image[:-2, 1:-1]) / 0.624, (image[1:-1, 2:] - image[1:-1, :-2]) / 0.624  # down and to the right; 2 x 0.312
+
+# %% ../nbs/08_evaluation.ipynb #8d2a40a4
+def contrast_loss(
+    fused: np.ndarray, # (H, W), gray levels 0..255
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> float:
+    "LOSS: visible contrast of a source that is lost, percent of places and scales, see `contrast_changes`. 0..100, lower is better; where sources disagree some must go."
+    return 100 * float(contrast_changes(fused, a, b)["LOSS"].mean())
+
+def contrast_amplification(
+    fused: np.ndarray, # (H, W), gray levels 0..255
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> float:
+    "AMPL: contrast that neither source shows, percent of places and scales, see `contrast_changes`. 0..100, lower is better."
+    return 100 * float(contrast_changes(fused, a, b)["AMPL"].mean())
+
+def contrast_reversal(
+    fused: np.ndarray, # (H, W), gray levels 0..255
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+) -> float:
+    "REV: contrast that runs against what the sources show, percent of places and scales, see `contrast_changes`. 0..100, lower is better."
+    return 100 * float(contrast_changes(fused, a, b)["REV"].mean())
+
 # %% ../nbs/08_evaluation.ipynb #c61503dc
 @dataclass(frozen=True)
 class Metric:
@@ -484,6 +539,9 @@ METRICS = {metric.name: metric for metric in (
     Metric("Qcb",      "visible contrast preservation",           qcb,                True),
     Metric("MS-SSIM",  "multi-scale structural similarity",       ms_ssim,            True),
     Metric("MEF-SSIM", "multi-exposure structural similarity",    mef_ssim,           True),
+    Metric("LOSS",     "visible contrast lost, %",                contrast_loss,      True, "lower"),
+    Metric("AMPL",     "contrast that neither source shows, %",   contrast_amplification, True, "lower"),
+    Metric("REV",      "contrast reversed, %",                    contrast_reversal,  True, "lower"),
 )}
 PAPER_METRICS = ("EN", "SD", "SF", "AG", "VIF", "Qabf")  # the columns of the paper's tables, in their order
 

@@ -176,6 +176,37 @@ def slow_mef_ssim(f, a, b):
     return math.prod(q ** (w / total) for q, w in zip(scales, weights))
 
 
+def slow_changes(f, a, b):
+    "LOSS, AMPL and REV place by place."
+    weights = np.exp(-np.square(np.arange(-4, 5)) / 2)
+    weights = np.outer(weights, weights) / weights.sum() ** 2
+    def steps(x):
+        height, width = x.shape
+        at = lambda image, r, c: image[min(max(r, 0), height - 1), min(max(c, 0), width - 1)]
+        smooth = np.array([[sum(weights[i + 4, j + 4] * at(x, r + i, c + j) for i in range(-4, 5) for j in range(-4, 5)) for c in range(width)] for r in range(height)])
+        return np.array([[[at(smooth, r + 1, c) - at(smooth, r - 1, c), at(smooth, r, c + 1) - at(smooth, r, c - 1)] for c in range(width)] for r in range(height)]) / 0.624
+    counts, (height, width) = np.zeros(3), f.shape
+    for scale in range(4):
+        sf, sa, sb = map(steps, (f, a, b))
+        for row in range(height):
+            for column in range(width):
+                step, one, two = (s[row >> scale, column >> scale] for s in (sf, sa, sb))
+                size, seen = math.hypot(*step), max(math.hypot(*one), math.hypot(*two))
+                along = sorted(step @ source / max(size, 1e-9) for source in (one, two))
+                counts += (seen >= 4 and size < 2, size >= 4 and seen < 2, size >= 4 and along[0] <= -4 and along[1] < 2)
+        f, a, b = map(halved, (f, a, b))
+    return 100 * counts / (4 * height * width)
+
+
+@pytest.mark.parametrize("seed, shape", [(0, (24, 32)), (5, (27, 21))])
+def test_contrast_changes_against_the_definition(seed, shape):
+    _, a, b = three(seed, shape)
+    a[:12, :14] = b[:12, :14] = 90
+    f = np.rint(255 - 0.3 * a - 0.2 * b + 9 * np.random.default_rng(seed).standard_normal(shape))  # reversed, flatter, with noise
+    expected = slow_changes(f, a, b)
+    assert [value(name, f, a, b) for name in ("LOSS", "AMPL", "REV")] == pytest.approx(expected, abs=1e-9) and (expected > 0.3).all()
+
+
 @pytest.mark.parametrize("seed, shape", [(0, (40, 52)), (5, (47, 25))])
 @pytest.mark.parametrize("name, slow", [("FMI", slow_fmi), ("Nabf", slow_nabf), ("Qcb", slow_qcb), ("MS-SSIM", slow_ms_ssim), ("MEF-SSIM", slow_mef_ssim)])
 def test_against_the_definition(name, slow, seed, shape):
@@ -194,7 +225,8 @@ def test_finite_and_in_range(f, seed, flat):
     a, b = rng.integers(0, 256, (2, *f.shape), dtype=np.uint8)
     if flat is not None: a[:] = flat
     limits = {"EN": (0, 8), "SD": (0, 127.5), "SF": (0, 361), "AG": (0, 255), "MI": (0, 11.1), "MSE": (0, 65025), "CC": (-1, 1), "PSNR": (-60, 149), "SCD": (-2, 2), "SSIM": (-2, 2),
-              "VIF": (0, 1e5), "Qabf": (0, 0.98), "FMI": (0, 1), "Nabf": (0, 1), "Qcb": (0, 1), "MS-SSIM": (0, 2), "MEF-SSIM": (0, 1)}
+              "VIF": (0, 1e5), "Qabf": (0, 0.98), "FMI": (0, 1), "Nabf": (0, 1), "Qcb": (0, 1), "MS-SSIM": (0, 2), "MEF-SSIM": (0, 1),
+              "LOSS": (0, 100), "AMPL": (0, 100), "REV": (0, 100)}
     values = metrics(f, a, b, "all")
     assert set(limits) == set(values)
     for name, (low, high) in limits.items(): assert low - 1e-9 <= values[name] <= high + 1e-9, (name, values[name])
@@ -202,7 +234,7 @@ def test_finite_and_in_range(f, seed, flat):
     for name in values: assert swapped[name] == pytest.approx(values[name], rel=1e-9, abs=1e-12), f"{name} depends on the order of the sources"
 
 
-BEST = {"MSE": 0, "CC": 1, "SCD": 0, "SSIM": 2, "VIF": 2, "FMI": 1, "Nabf": 0, "Qcb": 1, "MS-SSIM": 2, "MEF-SSIM": 1}
+BEST = {"MSE": 0, "CC": 1, "SCD": 0, "SSIM": 2, "VIF": 2, "FMI": 1, "Nabf": 0, "Qcb": 1, "MS-SSIM": 2, "MEF-SSIM": 1, "LOSS": 0, "AMPL": 0, "REV": 0}
 
 def test_identical_images():
     f = picture().astype(np.uint8)
@@ -218,7 +250,7 @@ def test_constant_images(level):
     f = np.full((20, 24), level, np.uint8)
     values = metrics(f, f, f, "all")
     expected = {"EN": 0, "SD": 0, "SF": 0, "AG": 0, "MI": 0, "MSE": 0, "CC": 0, "PSNR": 20 * math.log10(max(1, level)) + 100, "SCD": 0, "SSIM": 2, "VIF": 2,
-                "FMI": 1, "Nabf": 0, "Qcb": 1, "MS-SSIM": 2, "MEF-SSIM": 1}
+                "FMI": 1, "Nabf": 0, "Qcb": 1, "MS-SSIM": 2, "MEF-SSIM": 1, "LOSS": 0, "AMPL": 0, "REV": 0}
     for name, number in expected.items(): assert values[name] == pytest.approx(number, abs=1e-9), name
     assert 0 <= values["Qabf"] < 0.98 and (level or values["Qabf"] == 0)
 
