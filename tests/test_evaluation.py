@@ -177,25 +177,24 @@ def slow_mef_ssim(f, a, b):
 
 
 def slow_changes(f, a, b):
-    "LOSS, AMPL and REV place by place."
+    "LOSS, AMPL and REV, place by place."
     weights = np.exp(-np.square(np.arange(-4, 5)) / 2)
     weights = np.outer(weights, weights) / weights.sum() ** 2
     def steps(x):
         height, width = x.shape
         at = lambda image, r, c: image[min(max(r, 0), height - 1), min(max(c, 0), width - 1)]
-        smooth = np.array([[sum(weights[i + 4, j + 4] * at(x, r + i, c + j) for i in range(-4, 5) for j in range(-4, 5)) for c in range(width)] for r in range(height)])
-        return np.array([[[at(smooth, r + 1, c) - at(smooth, r - 1, c), at(smooth, r, c + 1) - at(smooth, r, c - 1)] for c in range(width)] for r in range(height)]) / 0.624
-    counts, (height, width) = np.zeros(3), f.shape
+        smooth = {(r, c): sum(weights[i + 4, j + 4] * at(x, r + i, c + j) for i in range(-4, 5) for j in range(-4, 5)) for r in range(-1, height + 1) for c in range(-1, width + 1)}
+        return np.array([[[smooth[r + 1, c] - smooth[r - 1, c], smooth[r, c + 1] - smooth[r, c - 1]] for c in range(width)] for r in range(height)]) / 0.64
+    shares = []
     for scale in range(4):
-        sf, sa, sb = map(steps, (f, a, b))
-        for row in range(height):
-            for column in range(width):
-                step, one, two = (s[row >> scale, column >> scale] for s in (sf, sa, sb))
-                size, seen = math.hypot(*step), max(math.hypot(*one), math.hypot(*two))
-                along = sorted(step @ source / max(size, 1e-9) for source in (one, two))
-                counts += (seen >= 4 and size < 2, size >= 4 and seen < 2, size >= 4 and along[0] <= -4 and along[1] < 2)
+        counts = np.zeros(3)
+        for step, one, two in zip(*(steps(x).reshape(-1, 2) for x in (f, a, b))):
+            size, seen = math.hypot(*step), max(math.hypot(*one), math.hypot(*two))
+            along = sorted(step @ source / max(size, 1e-9) for source in (one, two))
+            counts += (seen >= 4 and size < 2, size >= 4 and seen < 2, size >= 4 and along[0] <= -4 and along[1] < 2)
+        shares.append(counts / f.size)
         f, a, b = map(halved, (f, a, b))
-    return 100 * counts / (4 * height * width)
+    return 100 * np.mean(shares, 0)
 
 
 @pytest.mark.parametrize("seed, shape", [(0, (24, 32)), (5, (27, 21))])
@@ -204,7 +203,7 @@ def test_contrast_changes_against_the_definition(seed, shape):
     a[:12, :14] = b[:12, :14] = 90
     f = np.rint(255 - 0.3 * a - 0.2 * b + 9 * np.random.default_rng(seed).standard_normal(shape))  # reversed, flatter, with noise
     expected = slow_changes(f, a, b)
-    assert [value(name, f, a, b) for name in ("LOSS", "AMPL", "REV")] == pytest.approx(expected, abs=1e-9) and (expected > 0.3).all()
+    assert [value(name, f, a, b) for name in ("LOSS", "AMPL", "REV")] == pytest.approx(expected, abs=1e-9) and (expected > 0.2).all()
 
 
 @pytest.mark.parametrize("seed, shape", [(0, (40, 52)), (5, (47, 25))])
