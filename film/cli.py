@@ -104,9 +104,10 @@ def run_evaluate(args) -> int:
         given = [f"--{name}" for name, default in dict(a=None, b=None, task="ivf", split="test", metrics="paper", workers=None).items() if getattr(args, name) != default]
         if given: raise FilmError(f"without a folder of fused images --paper scores whole test sets in the paper's metrics: leave out {', '.join(given)}, or name a folder")
         from film.fast import keep_memory
-        from film.reproduction import reproduce, reproduction_table
+        from film.reproduction import artefact_table, reproduce, reproduction_table
         keep_memory()
-        print(reproduction_table(reproduce(args.data, args.out or "outputs/paper", [args.dataset] if args.dataset else None, args.device)))
+        report = reproduce(args.data, args.out or "outputs/paper", [args.dataset] if args.dataset else None, args.device)
+        print(f"{reproduction_table(report)}\n\n{artefact_table(report)}")
         return 0
     if not args.fused: raise FilmError("name a folder of fused images, or --paper to make the reproduction table")
     if bool(args.dataset) == bool(args.a and args.b): raise FilmError("name the sources: --a and --b, or --dataset")

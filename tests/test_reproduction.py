@@ -9,7 +9,7 @@ from film.cli import main
 from film.core import FilmError, write_image
 from film.evaluation import PAPER, PAPER_METRICS, metrics
 from film.fusion import BUNDLED, WEIGHTS_FOLDER, load
-from film.reproduction import checksum, reproduce, reproduction_table
+from film.reproduction import ARTEFACTS, artefact_table, checksum, reproduce, reproduction_table
 
 
 def test_bundled_weights_are_whole():
@@ -46,12 +46,15 @@ def test_table_is_made_resumed_and_renewed(root, tmp_path, capsys):
     report = reproduce(root, out)
     facts = report["datasets"]["Lytro"]
     assert facts["pairs"] == 2 and facts["paper"] == dict(zip(PAPER_METRICS, PAPER["Lytro"])) and {"film", "average", "focus"} <= set(facts["means"])
-    by_hand = np.mean([[*metrics(out / "Lytro" / "film" / f"{name}.png", *(root / "Image" / "MFF" / "Lytro" / m / f"{name}.png" for m in ("NEAR", "FAR"))).values()] for name in ("one", "two")], axis=0)
-    assert np.allclose([facts["means"]["film"][name] for name in PAPER_METRICS], by_hand)
+    by_hand = np.mean([[*metrics(out / "Lytro" / "film" / f"{name}.png", *(root / "Image" / "MFF" / "Lytro" / m / f"{name}.png" for m in ("NEAR", "FAR")), PAPER_METRICS + ARTEFACTS).values()] for name in ("one", "two")], axis=0)
+    assert np.allclose([facts["means"]["film"][name] for name in PAPER_METRICS + ARTEFACTS], by_hand)
+    assert [line.split(" | ")[1:3] for line in artefact_table(report).splitlines()[2:5]] == [[name, f"{value:.2f}"] for name, value in zip(ARTEFACTS, by_hand[6:])]
     assert json.loads((out / "reproduction.json").read_text()) == report and "Lytro (2)" in reproduction_table(report)
     fused = out / "Lytro" / "film" / "one.png"
     kept = fused.stat().st_mtime_ns
-    assert main(["evaluate", "--paper", "--data", str(root), "-o", str(out)]) == 0 and "| Lytro (2) | ours |" in capsys.readouterr().out
+    assert main(["evaluate", "--paper", "--data", str(root), "-o", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "| Lytro (2) | ours |" in printed and "| Lytro (2) | LOSS |" in printed
     assert fused.stat().st_mtime_ns == kept
     (fused.parent / "made_by.txt").write_text("other weights")
     reproduce(root, out)
@@ -67,9 +70,13 @@ def test_one_test_set_made_again_leaves_the_others(root, tmp_path):
     (root / "Image" / "MFF" / "RealMFF").symlink_to(root / "Image" / "MFF" / "Lytro")
     both = reproduce(root, tmp_path / "out")
     assert set(both["datasets"]) == {"RealMFF", "Lytro"} == set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"])
+    whole = json.dumps(both)
     both["datasets"]["RealMFF"]["weights"] = "others"
-    (tmp_path / "out" / "reproduction.json").write_text(json.dumps(both))
-    assert set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"]) == {"Lytro"}
+    older = json.loads(whole)
+    del older["datasets"]["RealMFF"]["means"]["film"]["REV"]
+    for stale in (both, older):
+        (tmp_path / "out" / "reproduction.json").write_text(json.dumps(stale))
+        assert set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"]) == {"Lytro"}
 
 
 def test_nothing_to_reproduce(root, tmp_path, capsys):
