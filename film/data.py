@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from . import core
 from .core import IMAGE_EXTENSIONS, LUMA, FilmError, Task, atomic_write, get_task, image_stem, read_image, to_float, to_gray, write_image
 from .encoding import AUTHORS_ENCODER, read_features, same_encoder
 
@@ -653,13 +654,14 @@ def generate_pairs(
     if silhouettes and (views or lamps): raise FilmError("silhouettes have a ground of their own: neither views nor lamps with them")
     generator = silhouette_pair if silhouettes else GENERATORS[task.name]
     if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
-    marks, mark = folder/"generated.json", dict(generator=generator.__name__, seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | {key: True for key, given in dict(views=views, lamps=lamps).items() if given}
+    marks, mark = folder/"generated.json", dict(generator=generator.__name__, code=files_digest([Path(core.__file__).with_name("data.py")])[:16], seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | {key: True for key, given in dict(views=views, lamps=lamps).items() if given}
     try: there = json.loads(marks.read_text()) if folder.exists() else mark
     except (OSError, ValueError): there = None
     if isinstance(there, dict):  # more photographs are welcome, but not where each may be another's view or ground
-        before = there.setdefault("photographs", mark["photographs"])  # older marks do not say
+        for key in ("photographs", "code"): there.setdefault(key, mark[key])  # older marks do not say
+        before = there["photographs"]
         if not (views or silhouettes) and before.items() <= mark["photographs"].items(): there["photographs"] = mark["photographs"]
-    if there != mark: raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, or with other views or lamps; choose another name")
+    if there != mark: raise FilmError(f"{folder}: holds a data set of another kind, seed, or other photographs, with other views or lamps, or by another version of film; choose another name")
     with atomic_write(marks) as temporary: temporary.write_text(json.dumps(mark) + "\n")
     names, paths = [], [path for path, *_ in images.values()]
     for name, (path, *others) in tqdm(images.items(), desc=f"{task.name} pairs", disable=None):

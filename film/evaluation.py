@@ -282,12 +282,15 @@ def fmi(
 
     0..1, higher is better. Equal windows count 1; a constant window is a uniform distribution and shares nothing with another.
     Haghighat, Aghagolzadeh & Seyedarabi, Computers & Electrical Engineering 37, 2011; Haghighat & Razian, AICT 2014."""
-    windows = [np.lib.stride_tricks.sliding_window_view(x, (3, 3)).transpose(3, 2, 0, 1).reshape(9, -1) for x in _arrays(fused, a, b, least=3)]
-    total, count, block = 0.0, windows[0].shape[1], 1024  # 9 x 9 x 1024 floats stay in the cache
-    for start in range(0, count, block):
-        f, *sources = (w[:, start:start + block] for w in windows)
-        total += sum(_window_information(x, f).sum() for x in sources)
-    return float(total / (2 * count))
+    windows = [np.lib.stride_tricks.sliding_window_view(x, (3, 3)).transpose(3, 2, 0, 1) for x in _arrays(fused, a, b, least=3)]  # (9 as 3x3, rows, columns), no copies yet
+    height, width = windows[0].shape[2:]
+    total, rows, block = 0.0, max(1, 65536 // width), 1024  # 9 x 9 x 1024 floats stay in the cache
+    for top in range(0, height, rows):
+        strips = [w[:, :, top:top + rows].reshape(9, -1) for w in windows]
+        for start in range(0, strips[0].shape[1], block):
+            f, *sources = (strip[:, start:start + block] for strip in strips)
+            total += sum(_window_information(x, f).sum() for x in sources)
+    return float(total / (2 * height * width))
 
 def _window_information(x, y):
     "Normalised mutual information of windows, (9, N) and (9, N) gray levels -> (N,)."
@@ -802,8 +805,9 @@ def bootstrap_mean(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # mean, lower and upper end; each a number or (M,)
     "The mean over images and its percentile bootstrap interval. Efron & Tibshirani, An Introduction to the Bootstrap, 1993."
     values = np.asarray(values, float)
-    counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)
-    low, high = np.percentile(counts @ values / len(values), [50 - 50 * level, 50 + 50 * level], axis=0)
+    rng, share = np.random.default_rng(seed), np.full(len(values), 1 / len(values))
+    means = np.concatenate([rng.multinomial(len(values), share, min(500, resamples - start)) @ values / len(values) for start in range(0, resamples, 500)])  # 500: memory
+    low, high = np.percentile(means, [50 - 50 * level, 50 + 50 * level], axis=0)
     return values.mean(0), low, high
 
 # %% ../nbs/08_evaluation.ipynb #eb883d5b

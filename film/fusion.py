@@ -358,6 +358,7 @@ def fuse_stream(
     **form,                            # weights, device, plain, backend, dtype, compile: see `fuse`
 ) -> Iterator[tuple[str, str | None]]: # name and what went wrong, in order
     "Reads, fuses and writes at the same time, a few pairs at once."
+    if batch is not None and batch < 1: raise FilmError(f"a batch of {batch} pairs is too few, at least 1 is needed")
     task, ahead = get_task(task), AHEAD if max_memory is None else 0
     check_method(method, max_memory)
     network = get_network(task, **form) if method == "film" else None
@@ -452,7 +453,8 @@ def fuse_in_processes(
 ) -> Iterator[tuple[str, str | None]]: # name and what went wrong, in order
     "Fuses in several processes, which share the threads of this one."
     if isinstance(options.get("weights"), (Exported, Graphed)): raise FilmError("worker processes need weights as a path, a hub id or a Film")
-    if options.get("max_memory") is not None: raise FilmError("a memory limit holds for one process: leave out the workers")
+    for name, what in dict(max_memory="a memory limit holds", batch="a batch is").items():
+        if options.pop(name, None) is not None: raise FilmError(f"{what} for one process: leave out the workers")
     check_method(options.get("method", "film"))
     _get_network(options)  # what is wrong with it is said here, and a file for another runtime exported once
     check_folder(out_dir)

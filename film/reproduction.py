@@ -48,7 +48,9 @@ def reproduce_one(
         if method == "film": made_by += " " + checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors")
         mark = folder / "made_by.txt"
         if folder.exists() and any(folder.iterdir()) and not mark.is_file(): raise FilmError(f"{folder}: holds files that were not made here; choose another folder for results")
-        if folder.exists() and mark.is_file() and mark.read_text() != made_by: shutil.rmtree(folder)
+        if folder.exists() and mark.is_file() and mark.read_text() != made_by:
+            for path in folder.iterdir():  # the mark last: what is left after a crash is still known as ours
+                if path != mark: shutil.rmtree(path) if path.is_dir() else path.unlink()
         with atomic_write(mark) as temporary: temporary.write_text(made_by)
         summary = fuse_pairs(pairs, folder, resume=True, task=task.name, method=method, colour=False, device=device)
         if summary.failed: raise FilmError(str(summary))

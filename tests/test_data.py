@@ -1,5 +1,5 @@
 "Chapter 03: layout, checks, transforms, the dataset's randomness, batches, packed files, the bundled sample."
-import pickle, re, subprocess, sys
+import json, pickle, re, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -330,6 +330,11 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     assert (folder / "NEAR" / "b.png").read_bytes() == before and (folder / "NEAR" / "a.png").stat().st_mtime_ns == kept
     assert (make("Two", 1) / "NEAR" / "b.png").read_bytes() != before
     with pytest.raises(FilmError, match="another kind, seed"): make("One", 1)
+    made = json.loads((folder / "generated.json").read_text())
+    (folder / "generated.json").write_text(json.dumps(made | dict(code="0" * 16)))
+    with pytest.raises(FilmError, match="another version"): make("One")
+    (folder / "generated.json").write_text(json.dumps({key: value for key, value in made.items() if key != "code"}))  # as older versions wrote it
+    assert make("One") == folder and json.loads((folder / "generated.json").read_text()) == made
     plain, views = (generate_pairs(tmp_path / "photographs", "mef", name, tmp_path, views=views) for name, views in (("Plain", False), ("Views", True)))
     assert (plain / "OVER" / "a.png").read_bytes() != (views / "OVER" / "a.png").read_bytes()
     under = (views / "UNDER" / "a.png").read_bytes()

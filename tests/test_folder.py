@@ -193,7 +193,7 @@ def test_killed_run_resumes(folders, tmp_path, model, capsys, workers):
 
 @pytest.mark.parametrize("options, says", [
     (dict(method="magic"), "unknown method"), (dict(weights="nowhere"), "no such weights"), (dict(workers=0), "at least 1"), (dict(workers=2, weights="nowhere"), "no such weights"),
-    (dict(method="average", max_memory="1GB"), "needs method film"), (dict(workers=2, max_memory="1GB"), "leave out the workers"), (dict(backend="onnx", plain=True), "plain: for torch only"),
+    (dict(method="average", max_memory="1GB"), "needs method film"), (dict(workers=2, max_memory="1GB"), "leave out the workers"), (dict(workers=2, batch=2), "leave out the workers"), (dict(batch=0), "at least 1"), (dict(backend="onnx", plain=True), "plain: for torch only"),
 ])
 def test_what_is_wrong_for_all_is_said_once(folders, options, says):
     with pytest.raises(FilmError, match=says): fuse_pairs(folders, "out", **options)

@@ -61,6 +61,9 @@ def test_table_is_made_resumed_and_renewed(root, tmp_path, capsys):
     assert fused.stat().st_mtime_ns != kept
     write_image(root / "Image" / "MFF" / "Lytro" / "FAR" / "two.png", np.full((64, 80), 7, np.uint8))
     assert reproduce(root, out)["datasets"]["Lytro"]["means"]["film"]["Qabf"] != report["datasets"]["Lytro"]["means"]["film"]["Qabf"]
+    (fused.parent / "made_by.txt").write_text("other weights")
+    (fused.parent / "two.png").unlink()  # as after a crash while old results were removed
+    assert reproduce(root, out)["datasets"]["Lytro"]["pairs"] == 2
     (fused.parent / "made_by.txt").unlink()
     with pytest.raises(FilmError, match="not made here"): reproduce(root, out)
     assert fused.is_file()
