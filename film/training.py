@@ -75,7 +75,7 @@ class TrainSettings:
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
     depth: int = setting(3, "text-guided stages of the network")
     grid: tuple[int, int] = setting((288, 384), "grid on which text meets image")
-    mixed_precision: str = setting("no", "'no', 'bf16' or 'fp16' (accelerate)")
+    mixed_precision: str = setting("no", "'no', 'bf16' or 'fp16' (accelerate): of the network, the loss is always in float32")
     checkpointing: bool = setting(False, "torch form that keeps only the features between stages and makes the rest again for the gradient: about half the memory (for CUDA; the CPU kernels need less anyway)")
     plain: bool = setting(False, "evaluate the network in its plain form (chapter 04) instead of the fast one (04b)")
 
@@ -264,7 +264,7 @@ class LossModule(nn.Module):
         if self.settings.plain: fused = self.film(a, b, text, text_mask)
         elif self.settings.checkpointing: fused = fast.forward_torch(self.film, a, b, text, text_mask, checkpoint=True)
         else: fused = fast.forward(self.film, a, b, text, text_mask)
-        return fusion_loss(fused.float(), a, b, self.settings.weights)
+        with torch.autocast(fused.device.type, enabled=False): return fusion_loss(fused.float(), a, b, self.settings.weights)  # else its filters are in half precision too, too coarse for edges
 
 # %% ../nbs/06_training.ipynb #76da9ed9
 def batches_of_epoch(

@@ -130,6 +130,18 @@ def test_runs_of_one_process_do_not_know_each_other(dataset, tmp_path):
     with pytest.raises(FilmError, match="CUDA_VISIBLE_DEVICES"): train(make_settings("quick", **TINY), dataset, tmp_path / "one", device="cuda:1")
 
 
+def test_mixed_precision_is_the_networks_alone(dataset, tmp_path, monkeypatch):
+    "The loss of a run in bf16 is that of float32 on the picture the network made, with every term and filter."
+    seen = []
+    def watched(fused, a, b, weights): seen.append((fused.detach(), a, b, weights)); return fusion_loss(fused, a, b, weights)
+    monkeypatch.setattr("film.training.fusion_loss", watched)
+    form = dict(mixed_precision="bf16", ssim=1.0, signed=2.0, smooth=2.0, noise=0.05, detail=0.5, burnt=3.0)
+    train(make_settings("quick", **TINY | form | dict(max_steps=2)), dataset, tmp_path / "run", device="cpu", log_every=1)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for line, given in zip(lines, seen, strict=True):
+        for name, value in fusion_loss(*given).items(): assert line[name] == value.item(), name
+
+
 def test_one_run_at_a_time_in_a_folder_and_no_step_beyond_the_last(dataset, tmp_path, capsys):
     process = start(dataset, tmp_path / "run", steps=100000)
     wait_for_step(tmp_path / "run", process, 6)
