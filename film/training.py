@@ -75,7 +75,7 @@ class TrainSettings:
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
     depth: int = setting(3, "text-guided stages of the network")
     grid: tuple[int, int] = setting((288, 384), "grid on which text meets image")
-    mixed_precision: str = setting("no", "'no', 'bf16' or 'fp16' (accelerate): of the network, the loss is always in float32")
+    mixed_precision: str = setting("no", "'no', 'bf16' or 'fp16' (accelerate): of the network, the loss is always in float32; fp16 needs a GPU, bf16 works on a CPU too")
     checkpointing: bool = setting(False, "torch form that keeps only the features between stages and makes the rest again for the gradient: about half the memory (for CUDA; the CPU kernels need less anyway)")
     plain: bool = setting(False, "evaluate the network in its plain form (chapter 04) instead of the fast one (04b)")
 
@@ -373,6 +373,7 @@ def train(
     if device not in (None, "cpu") and not torch.cuda.is_available(): raise FilmError(f"device {device} is not available here; use cpu")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()): AcceleratorState._reset_state(True)  # else a second run in this process has the first one's device and precision
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=device == "cpu")
+    if settings.mixed_precision == "fp16" and accelerator.device.type == "cpu": raise FilmError("mixed_precision fp16 needs a GPU (CUDA); on a CPU use bf16 or no")  # accelerate would train in float32 and not say so
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
 
     packed = root if root and Path(root).is_file() else None

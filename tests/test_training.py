@@ -142,6 +142,12 @@ def test_mixed_precision_is_the_networks_alone(dataset, tmp_path, monkeypatch):
         for name, value in fusion_loss(*given).items(): assert line[name] == value.item(), name
 
 
+def test_fp16_on_a_cpu_is_refused(dataset, tmp_path):
+    for device in ("cpu", None):
+        with pytest.raises(FilmError, match="fp16 needs a GPU"): train(make_settings("quick", **TINY | dict(mixed_precision="fp16")), dataset, tmp_path / "run", device=device)
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_run_at_a_time_in_a_folder_and_no_step_beyond_the_last(dataset, tmp_path, capsys):
     process = start(dataset, tmp_path / "run", steps=100000)
     wait_for_step(tmp_path / "run", process, 6)
