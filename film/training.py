@@ -170,14 +170,14 @@ def text_features(
     encoder: str,        # name of a text encoder, for pairs without a feature file
     folder: Path,        # keeps the features made here
 ) -> tuple[dict[str, np.ndarray], str]: # name -> (L, D) float32, and the id of the encoder that made them
-    "Token features of every pair: read where there is a file, else described and encoded. Resumable; shows progress."
+    "Token features of every pair: read where there is a file, else described and encoded, again where the images are others by now. Resumable; shows progress."
     if encoder == "constant": return {pair.name: encode([pair.name], encoder)[0] for pair in pairs}, encoder
     task, features, made_by = get_task(task), {}, None
     for pair in tqdm(pairs, desc="texts", disable=None, leave=False):
-        path = pair.text or Path(folder) / f"{pair.name}.npy"
-        if not path.is_file():
+        path, images = pair.text or Path(folder) / f"{pair.name}.npy", "" if pair.text else files_digest((pair.a, pair.b))
+        if not path.is_file() or images and read_features(path)[1].get("images", images) != images:  # older runs noted no images
             texts = [describe(image, task=task.name, modality=modality).paragraph for image, modality in zip((pair.a, pair.b), task.modalities)]
-            write_features(path, pair_features(*texts, encoder), get_encoder(encoder).name, texts=texts)
+            write_features(path, pair_features(*texts, encoder), get_encoder(encoder).name, texts=texts, images=images)
         feature, facts = read_features(path, encoder=made_by)  # refuses a second encoder
         features[pair.name], made_by = feature[0], facts["encoder"]
     return features, made_by
@@ -379,8 +379,11 @@ def train(
     packed = root if root and Path(root).is_file() else None
     if packed and settings.encoder == "constant": raise FilmError(f"{packed}: a packed file brings its text; to train without text, name the data root")
     pairs = None if packed else training_pairs(root, settings)
+    digest = files_digest([packed]) if packed else pairs_digest([replace(pair, text=None) for pair in pairs] if settings.encoder == "constant" else pairs)
     with accelerator.main_process_first():  # it makes the folder and the features, the others find them
         run = Run(out, settings, resume or not main, alone=main)
+        state = run.load() if main or resume else None
+        if state and state.get("data", digest) != digest: raise FilmError(f"{out}: the run was started on other images or texts; resume with the same or choose another folder")  # before its texts are made again
         texts, made_by = (None, None) if packed else text_features(pairs, settings.task, settings.encoder, run.folder / "texts")
     def dataset(indices, mode="paper", **options):
         "The samples of these indices; None: all."
@@ -400,11 +403,8 @@ def train(
     if settings.start == "pass-through": pass_through(film)
     elif settings.start != "default": film.load_state_dict(start_weights(settings.start, film))
     optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
-    state = run.load() if main or resume else None
-    start, best, digest = 0, None, files_digest([packed]) if packed else pairs_digest([replace(pair, text=None) for pair in pairs] if settings.encoder == "constant" else pairs)
-    if state:
-        if state.get("data", digest) != digest: raise FilmError(f"{out}: the run was started on other images or texts; resume with the same or choose another folder")
-        film.load_state_dict(state["model"]); start, best = state["step"], state.get("best")
+    start, best = 0, None
+    if state: film.load_state_dict(state["model"]); start, best = state["step"], state.get("best")
     module = LossModule(film, settings)
     module, optimizer = accelerator.prepare(module, optimizer)
     if state:

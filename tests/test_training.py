@@ -19,6 +19,7 @@ from film.data import find_pairs, pack
 from film.fusion import load_weights
 from film.losses import LossWeights, fusion_loss
 from film.network import Film
+from film.text import describe
 from film.training import Run, make_settings, text_features, train, training_pairs
 
 TINY = dict(dataset="Tiny", depth=1, grid=(8, 32), crop=(32, 32), max_steps=30, epochs=99, lr=1e-3, batch_size=2)
@@ -122,7 +123,32 @@ def test_a_run_is_not_resumed_on_other_images(dataset, tmp_path):
     assert train(settings, dataset, tmp_path / "run", device="cpu", stop_at=2) is None
     path = find_pairs(dataset, "ivf", "Tiny", "train")[0].a
     write_image(path, 255 - read_image(path))
+    texts = {path: path.read_bytes() for path in (tmp_path / "run" / "texts").iterdir()}
     with pytest.raises(FilmError, match="other images or texts"): train(settings, dataset, tmp_path / "run", resume=True, device="cpu")
+    assert len(texts) == 12 and all(path.read_bytes() == was for path, was in texts.items())  # nor are its texts those of other images now
+
+
+def test_texts_of_replaced_images_are_made_again(dataset, tmp_path, monkeypatch):
+    "Killed before the first step there is no checkpoint to say which images the texts in the folder are of."
+    settings, run = make_settings("quick", **TINY | dict(max_steps=1)), tmp_path / "run"
+    described = []
+    def watched(image, **options): described.append(Path(image)); return describe(image, **options)
+    monkeypatch.setattr("film.training.describe", watched)
+    def killed(*_, **__): raise KeyboardInterrupt
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("film.training.FusionDataset", killed)
+        train(settings, dataset, run, device="cpu")
+    pair = find_pairs(dataset, "ivf", "Tiny", "train")[0]
+    write_image(pair.a, 255 - read_image(pair.a))
+    old = json.loads((run / "texts" / "p0.json").read_text()); old.pop("images", None)
+    described.clear()
+    assert train(settings, dataset, run, resume=True, device="cpu")
+    assert described == [pair.a, pair.b]  # the others' texts are those that were there
+    assert json.loads((run / "texts" / "p0.json").read_text())["texts"][0] == describe(pair.a, task="ivf", modality="IR").paragraph != old["texts"][0]
+    (run / "texts" / "p0.json").write_text(json.dumps(old))
+    described.clear()
+    text_features(training_pairs(dataset, settings), "ivf", "minilm", run / "texts")
+    assert not described  # the folder of an older run, whose sidecars say nothing of images, is taken as it is
 
 
 def test_runs_of_one_process_do_not_know_each_other(dataset, tmp_path):
