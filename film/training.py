@@ -401,7 +401,7 @@ def train(
     torch.manual_seed(settings.seed)  # here, after anything that loads models of its own
     film = Film(text_width=width, grid=settings.grid, depth=settings.depth, text_encoder=made_by)
     if settings.start == "pass-through": pass_through(film)
-    elif settings.start != "default": film.load_state_dict(start_weights(settings.start, film))
+    elif settings.start != "default" and not state: film.load_state_dict(start_weights(settings.start, film))  # a checkpoint has all of its weights
     optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
     start, best = 0, None
     if state: film.load_state_dict(state["model"]); start, best = state["step"], state.get("best")

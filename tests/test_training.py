@@ -280,6 +280,17 @@ def test_several_data_sets_without_text_from_weights_with_text(dataset, tmp_path
     with pytest.raises(FilmError, match=f"{with_text}: weights cannot be loaded"): train(make_settings("quick", **TINY | dict(start=str(with_text))), dataset, tmp_path / "bad", device="cpu")
 
 
+def test_resuming_needs_no_start_weights(dataset, tmp_path):
+    first = train(make_settings("quick", **TINY | dict(max_steps=1, encoder="constant")), dataset, tmp_path / "first", device="cpu")
+    settings = make_settings("quick", **TINY | dict(max_steps=4, encoder="constant", start=str(first)))
+    whole = train(settings, dataset, tmp_path / "whole", device="cpu")
+    assert train(settings, dataset, tmp_path / "paused", device="cpu", stop_at=2) is None
+    shutil.rmtree(first)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, train(settings, dataset, tmp_path / "paused", resume=True, device="cpu")))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(FilmError, match="neither 'default' nor 'pass-through'"): train(settings, dataset, tmp_path / "new", resume=True, device="cpu")  # where there is no checkpoint yet, they are
+
+
 def test_the_loss_is_minimised_without_a_network(dataset, tmp_path):
     "tools/minimise.py: one picture for each pair asked for, with less loss than where it starts."
     tool = Path(__file__).resolve().parents[1] / "tools" / "minimise.py"
