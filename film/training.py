@@ -419,7 +419,7 @@ def train(
         run.save(dict(recent=recent, model=film.state_dict(), optimizer=optimizer.state_dict(), scaler=accelerator.scaler and accelerator.scaler.state_dict(),
                       step=step, best=best, data=digest, text_encoder=made_by, grid=film.grid))
 
-    writer = SummaryWriter(run.folder / "tensorboard", purge_step=start) if main else None
+    writer = SummaryWriter(run.folder / "tensorboard", purge_step=start + 1) if main else None
     bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)
     if main: run.log_file.touch()  # from here on the folder is this run's
     with stop_on_signal() as stopped, deterministic(accelerator.device):

@@ -192,6 +192,23 @@ def test_the_log_after_a_pause_is_that_of_a_run_never_stopped(dataset, tmp_path)
     assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "paused" / "log.jsonl").read_text()
 
 
+def test_tensorboard_shows_the_points_of_the_log(dataset, tmp_path, monkeypatch):
+    "Paused at a step that has one, then killed after a checkpoint that has one and before the next: none missing, none twice."
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    settings, logged = make_settings("quick", **TINY | dict(max_steps=10, encoder="constant", validation=2)), Run.log
+    def go(**options): return train(settings, dataset, tmp_path / "run", device="cpu", log_every=2, checkpoint_every=3, validate_every=1, **options)
+    def log(self, **values):
+        logged(self, **values)
+        if values["step"] == 8: raise SystemExit  # 6 is the last checkpoint
+    assert go(stop_at=4) is None
+    with monkeypatch.context() as patched, pytest.raises(SystemExit): patched.setattr(Run, "log", log); go(resume=True)
+    assert go(resume=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for name in ("total", "validation"):
+        assert [event.step for event in events.Scalars(f"loss/{name}")] == [line["step"] for line in lines if name in line] == [2, 4, 6, 8, 10]
+
+
 def test_a_full_disk_is_one_line(dataset, tmp_path, monkeypatch):
     def full(*_): raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3451392 vs 3451280")
     monkeypatch.setattr("film.training.torch.save", full)
