@@ -153,6 +153,8 @@ def training_pairs(
     "The pairs that the settings name, all of them checked."
     datasets = settings.dataset.split("+")
     pairs = [(dataset, pair) for dataset in datasets for pair in find_pairs(root, settings.task, dataset, settings.split)]
+    folders = {dataset: pair.a.parent.parent.resolve() for dataset, pair in pairs}
+    if len({*folders.values()}) < len(datasets): raise FilmError(f"dataset {settings.dataset!r} names a folder twice: pairs held out would be trained on")
     return check_pairs([pair if len(datasets) == 1 else replace(pair, name=f"{dataset}-{pair.name}") for dataset, pair in pairs])
 
 # %% ../nbs/06_training.ipynb #9184cbb9

@@ -308,6 +308,17 @@ def test_resuming_needs_no_start_weights(dataset, tmp_path):
     with pytest.raises(FilmError, match="neither 'default' nor 'pass-through'"): train(settings, dataset, tmp_path / "new", resume=True, device="cpu")  # where there is no checkpoint yet, they are
 
 
+def test_a_data_set_named_twice_is_refused(dataset, tmp_path):
+    "Else a pair held out for validation is trained on under its other name."
+    folder = dataset / "Image" / "IVF"
+    shutil.copytree(folder / "Tiny", folder / "Other")
+    (folder / "Link").symlink_to("Tiny")
+    for names in ("Tiny+Tiny", "Tiny+Other+Tiny", "Tiny+Tiny/", "Tiny+Link"):
+        with pytest.raises(FilmError, match="names a folder twice"): train(make_settings("quick", **TINY | dict(dataset=names, validation=1)), dataset, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+    assert len(training_pairs(dataset, make_settings("quick", **TINY | dict(dataset="Tiny+Other")))) == 12
+
+
 def test_the_loss_is_minimised_without_a_network(dataset, tmp_path):
     "tools/minimise.py: one picture for each pair asked for, with less loss than where it starts."
     tool = Path(__file__).resolve().parents[1] / "tools" / "minimise.py"
