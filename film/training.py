@@ -66,7 +66,7 @@ class TrainSettings:
     cold: float = setting(0.0, "above 0, where A is darker than B, the gradient loss takes edges of B - cold tanh((B - A) / cold) for A's: what infrared shows cold before bright scenery, sky through leaves, wires, leaves fainter marks (not in the paper)")
     detail: float = setting(0.0, "with `signed`: weak edges are wanted up to 1 + detail times as strong as `gain` asks, strong ones hardly more: texture without stronger outlines (not in the paper)")
     burnt: float = setting(0.0, "with `signed`: the step from a dark body to a burnt sky is wanted less, where it is broad down to what it would be with half way to the darker source for white: no pale rims round the body, less contrast; the larger, the more counts as broad, with 3 to 6 outlines do and leaves do not (not in the paper)")
-    noise: float = setting(0.0, "with `signed`: edges no stronger than about this (of a Sobel filter, smoothed like the choice of source) are taken for a camera's grain and fade, times s**2 / (s**2 + noise**2), where `gain` would sharpen them (not in the paper)")
+    noise: float = setting(0.0, "with `signed`: edges no stronger than about this (of a Sobel filter, smoothed like the choice of source) are taken for a camera's grain and fade, times s**2 / (s**2 + noise**2), where `gain` would sharpen them; at least 1e-6 (not in the paper)")
     clipped: float = setting(0.0, "in 0..1, the intensity loss wants max - clipped max**power (max - min) instead of the brighter source: where a long exposure is white, the short one decides what is bright (not in the paper)")
     power: float = setting(2.0, "with `clipped`: the smaller, the more mid-tones give way to the darker source as well (not in the paper)")
     root: float = setting(1.0, "with `clipped`, in (0, 1]: max (min / max)**root takes the place of min, with 0.5 the geometric mean of both sources, so that what is dark in the short exposure keeps its shades (not in the paper)")
@@ -90,6 +90,7 @@ class TrainSettings:
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
         for name in ("smooth", "brighter", "detail", "burnt", "noise"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
+        if 0 < self.noise < 1e-6: raise FilmError(f"noise must be 0 or at least 1e-6, found {self.noise}")  # its square would vanish, and be divided by
         if self.seed >= 1 << 63: raise FilmError(f"seed must be below 2^63, found {self.seed}")
         if not 0 <= self.clipped <= 1: raise FilmError(f"clipped must be in 0..1, found {self.clipped}")
         if not 0 < self.root <= 1: raise FilmError(f"root must be above 0 and at most 1, found {self.root}")

@@ -233,6 +233,14 @@ def test_settings_that_no_optimizer_takes(wrong):
     with pytest.raises(FilmError, match=next(iter(wrong))): make_settings(**wrong)
 
 
+def test_noise_too_little_to_divide_by_is_refused():
+    "Where both sources are flat the loss divides by its square."
+    for noise in (1e-30, 9e-7):
+        with pytest.raises(FilmError, match=f"noise must be 0 or at least 1e-6, found {noise}"): make_settings(signed=1.0, noise=noise)
+    flat = torch.full((1, 1, 16, 16), 0.5)
+    for noise in (0.0, 1e-6): assert torch.isfinite(fusion_loss(flat, flat, flat, make_settings(signed=1.0, noise=noise, padding="replicate").weights)["total"])
+
+
 def test_every_form_of_the_network_trains_alike(dataset, tmp_path):
     weights = []
     for form in ("fast", "plain", "checkpointing"):
