@@ -43,7 +43,7 @@ class TrainSettings:
     validation: int = setting(0, "pairs of that list held out, drawn by the seed; their mean loss, at 288x384 in either mode so that runs compare (medical images at their own size), is logged, and the weights with the lowest are kept")
     encoder: str = setting("minilm", "text encoder for pairs without a feature file; 'constant': train without text")
     mode: str = setting("paper", "'paper': whole images at 288x384 (medical ones at their own size, which must be one for all of a batch); 'crop': random windows of the image's own pixels")
-    crop: tuple[int, int] = setting((128, 128), "mode 'crop': rows, columns")
+    crop: tuple[int, int] = setting((128, 128), "mode 'crop': rows, columns, 16 to 8192")
     flips: bool = setting(False, "mode 'crop': mirror at random, both ways")
     darken: float = setting(1.0, "above 1 either image is darkened at random, x ** gamma with gamma up to this, so that weights fit cameras darker than those of the training pairs")
     max_tokens: int | None = setting(None, "random subset of the text's tokens at each step (text is averaged over tokens, cost grows with them)", type=int)
@@ -61,7 +61,7 @@ class TrainSettings:
     ssim: float = setting(0.0, "weight of the structure loss")
     padding: str = setting("zeros", "of the gradient loss's filter: 'zeros' as released, with edges along the border that are in no image; 'replicate': none")
     signed: float = setting(0.0, "above 0 the gradient loss compares edges with their direction, dark to bright or bright to dark, not their strengths only: no dots along edges on which the sources disagree (not in the paper); A's edges count so many times as strong as B's, so 2 lets infrared decide over visible")
-    smooth: float = setting(0.0, "with `signed`, pixels: which source has the stronger edge is decided by strengths smoothed with a Gaussian of this sigma, so that neighbouring pixels follow the same source (not in the paper)")
+    smooth: float = setting(0.0, "with `signed`, pixels: which source has the stronger edge is decided by strengths smoothed with a Gaussian of this sigma, at most 100, so that neighbouring pixels follow the same source (not in the paper)")
     brighter: float = setting(0.0, "with `signed`: for that decision a source's strength counts times exp(brighter m**4), m its brightness, so that where one source is nearly white, a sky by day, a lamp by night, its edges are taken (not in the paper)")
     cold: float = setting(0.0, "above 0, where A is darker than B, the gradient loss takes edges of B - cold tanh((B - A) / cold) for A's: what infrared shows cold before bright scenery, sky through leaves, wires, leaves fainter marks (not in the paper)")
     detail: float = setting(0.0, "with `signed`: weak edges are wanted up to 1 + detail times as strong as `gain` asks, strong ones hardly more: texture without stronger outlines (not in the paper)")
@@ -90,6 +90,9 @@ class TrainSettings:
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
         for name in ("smooth", "brighter", "detail", "burnt", "noise"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
+        if self.smooth > 100: raise FilmError(f"smooth must be at most 100 pixels, found {self.smooth}")
+        for name in ("crop", "grid"):
+            if max(getattr(self, name), default=0) > 8192: raise FilmError(f"{name} must be at most 8192 pixels a side, found {getattr(self, name)}")
         if 0 < self.noise < 1e-6: raise FilmError(f"noise must be 0 or at least 1e-6, found {self.noise}")  # its square would vanish, and be divided by
         if self.seed >= 1 << 63: raise FilmError(f"seed must be below 2^63, found {self.seed}")
         if not 0 <= self.clipped <= 1: raise FilmError(f"clipped must be in 0..1, found {self.clipped}")

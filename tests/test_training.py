@@ -233,6 +233,12 @@ def test_settings_that_no_optimizer_takes(wrong):
     with pytest.raises(FilmError, match=next(iter(wrong))): make_settings(**wrong)
 
 
+@pytest.mark.parametrize("wrong", [dict(smooth=1e9, signed=1.0), dict(smooth=100.5, signed=1.0), dict(crop=(70000, 70000)), dict(crop=(16, 8193)), dict(grid=(70000, 70000))])
+def test_settings_that_no_memory_holds(wrong):
+    with pytest.raises(FilmError, match=f"^{next(iter(wrong))} must be at most"): make_settings(**wrong)
+    make_settings(smooth=100, signed=1.0, crop=(8192, 8192))
+
+
 def test_noise_too_little_to_divide_by_is_refused():
     "Where both sources are flat the loss divides by its square."
     for noise in (1e-30, 9e-7):
