@@ -70,6 +70,7 @@ class TrainSettings:
     clipped: float = setting(0.0, "in 0..1, the intensity loss wants max - clipped max**power (max - min) instead of the brighter source: where a long exposure is white, the short one decides what is bright (not in the paper)")
     power: float = setting(2.0, "with `clipped`: the smaller, the more mid-tones give way to the darker source as well (not in the paper)")
     root: float = setting(1.0, "with `clipped`, in (0, 1]: max (min / max)**root takes the place of min, with 0.5 the geometric mean of both sources, so that what is dark in the short exposure keeps its shades (not in the paper)")
+    broad: float = setting(0.0, "weight of the gradient loss at a quarter and an eighth of the size, without gain: depth of burnt grounds, fewer halos (not in the paper)")
     gain: float = setting(1.0, "the gradient loss wants edges so many times as strong as in the sources: above 1 for more contrast (not in the paper)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
     start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
@@ -86,7 +87,7 @@ class TrainSettings:
             if not 0 < getattr(self, name) <= 1e30: raise FilmError(f"{name} must be positive, and no more than 1e30, found {getattr(self, name)}")
         for name, choices in dict(mode=("paper", "crop"), schedule=("step", "cosine"), padding=("zeros", "replicate"), mixed_precision=("no", "bf16", "fp16")).items():
             if getattr(self, name) not in choices: raise FilmError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("validation", "text_lr", "warmup", "grad", "ssim", "signed", "smooth", "brighter", "cold", "detail", "burnt", "noise", "power", "seed"):
+        for name in ("validation", "text_lr", "warmup", "grad", "ssim", "signed", "smooth", "brighter", "cold", "detail", "burnt", "noise", "power", "broad", "seed"):
             if not 0 <= getattr(self, name) < float("inf"): raise FilmError(f"{name} must be 0 or a positive number, found {getattr(self, name)}")
         for name in ("smooth", "brighter", "detail", "burnt", "noise"):
             if getattr(self, name) and not self.signed: raise FilmError(f"{name} needs signed: strengths alone are compared without a choice of source")
