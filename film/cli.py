@@ -10,11 +10,11 @@ __all__ = ['COMMANDS', 'add_dataset', 'add_fuse', 'run_fuse', 'add_evaluate', 'r
            'parse', 'main']
 
 # %% ../nbs/09_cli.ipynb #5c2e6017
-import argparse, json, os, sys
+import argparse, json, os, sys, warnings
 from pathlib import Path
 
 from . import __version__
-from .core import IMAGE_EXTENSIONS, TASKS, FilmError, check_folder, contact_sheet, read_image, write_image
+from .core import IMAGE_EXTENSIONS, TASKS, FilmError, check_folder, contact_sheet, read_image, warn_in_a_line, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_dataset(p: argparse.ArgumentParser, split: str | None = None):
@@ -28,7 +28,7 @@ def add_dataset(p: argparse.ArgumentParser, split: str | None = None):
 def add_fuse(p: argparse.ArgumentParser):
     """fuse two images, two folders of images, or a data set
 
-    Fuses two registered images of equal size into one; or two folders pair by pair (by file name without extension), or a data set (results are <name>.png; exit
+    Fuses two registered images of equal size into one, of 8 bits a channel whatever they have; or two folders pair by pair (by file name without extension), or a data set (results are <name>.png; exit
     code 1 if some pairs failed, with a summary)."""
     p.add_argument("a", type=Path, nargs="?", help="image or folder A: infrared, MRI, over-exposed or near-focused")
     p.add_argument("b", type=Path, nargs="?", help="image or folder B: visible, CT/PET/SPECT, under-exposed or far-focused")
@@ -43,6 +43,7 @@ def add_fuse(p: argparse.ArgumentParser):
     p.add_argument("--compile", action="store_true", help="through torch.compile, which takes a minute the first time")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="many pairs: processes that share the threads (default: 1)")
     p.add_argument("--method", default="film", help="film, or a classical rule to compare with: average, maximum, laplacian, ... (default: film)")
+    p.add_argument("--stretch", action="store_true", help="first map the 0.1 to 99.9 percentile span of each 16-bit image to the full range, as raw 12- and 14-bit data need; absolute brightness is lost")
     p.add_argument("--gray", action="store_true", help="write luma only, as the released code does and as the paper's tables are measured")
     p.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     p.add_argument("--max-memory", metavar="SIZE", help="for large images: beyond it, as in 1GB, arrays live in a temporary file; the program itself takes some 300 MB more (default: no limit)")
@@ -62,7 +63,7 @@ def run_fuse(args) -> int:
     elif args.a.is_dir() != args.b.is_dir(): raise FilmError("one of the two is a folder and the other is not: give two images or two folders")
     else: pairs = pair_folders(args.a, args.b) if args.a.is_dir() else None
     keep_memory()
-    options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory)
+    options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory, stretch=args.stretch)
     for name in ("weights", "plain", "backend", "dtype", "compile"):
         if getattr(args, name): options[name] = getattr(args, name)
     if pairs is None:
@@ -499,7 +500,9 @@ def main(
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")  # where the terminal has no arrows
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        code = args.run(args)
+        with warnings.catch_warnings():  # which puts back how they were shown
+            warn_in_a_line()
+            code = args.run(args)
         if sys.stdout: sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read this has read enough

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import film
+import film.fusion
 from film.cli import add_settings, given_settings, main
 from film.core import FilmError, read_image, write_image
 
@@ -199,6 +200,37 @@ def test_kinds_of_images(images):
     assert film.fuse("a.png", "alpha.png", text="a ramp").shape == (48, 64, 3)
     with pytest.raises(FilmError, match="NaN"): film.fuse(np.full((20, 20), np.nan), np.zeros((20, 20)))
     for shape in ((16, 16), (17, 90), (300, 16)): assert film.fuse(np.zeros(shape, np.uint8), np.ones(shape), text="flat").shape == shape
+
+
+def test_narrow_sixteen_bits_are_said_and_stretched(images, capsys):
+    ramp = read_image("a.png")
+    write_image("raw.png", 7048 + ramp.astype(np.uint16) * 8)
+    plain = film.fuse("a.png", "b.png", text="a ramp")
+    command = ["fuse", "raw.png", "b.png", "-o", "f.png", "--text", "a ramp"]
+    code, _, err = run(capsys, *command)
+    assert code == 0 and err == "film: raw.png: its 16-bit values, 7048 to 9064, span 3.1 % of the range and are fused as nearly one gray: stretch=True (--stretch) maps them to all of it\n"
+    assert np.abs(read_image("f.png").astype(int) - plain).mean() > 10
+    assert run(capsys, *command, "--stretch")[2] == ""
+    assert np.abs(read_image("f.png").astype(int) - plain).mean() < 2
+    with pytest.warns(UserWarning, match="^image A: its 16-bit values"): film.fuse(read_image("raw.png"), "b.png", method="average")
+    for side in "ab": write_image(f"{side}/p.png", read_image("raw.png")); write_image(f"{side}/q.png", ramp)
+    code, _, err = run(capsys, "fuse", "a", "b", "-o", "out", "--method", "maximum")
+    assert code == 0 and sorted(line.split(":")[1].strip() for line in err.splitlines()) == ["a/p.png", "b/p.png"]  # each file once
+    assert run(capsys, "fuse", "a", "b", "-o", "wide", "--text", "a ramp", "--stretch")[::2] == (0, "")
+    assert run(capsys, "fuse", "a", "b", "-o", "two", "--method", "maximum", "--stretch", "--workers", 2)[::2] == (0, "")
+    assert np.array_equal(read_image("wide/p.png"), film.fuse("a/p.png", "b/p.png", text="a ramp", stretch=True))
+    assert np.array_equal(read_image("two/p.png"), film.fuse("a/p.png", "b/p.png", method="maximum", stretch=True))
+
+
+@pytest.mark.parametrize("image, expected", [
+    (np.arange(5000, 6000, dtype=np.uint16).reshape(20, 50), (0, 65535)),
+    (np.where(np.arange(400) == 7, 900, 300).astype(np.uint16).reshape(20, 20), (0, 65535)),  # a span of one value but for a pixel
+    (np.full((20, 20), 300, np.uint16), (300, 300)), (np.full((20, 20, 3), 9, np.uint8), (9, 9))])
+def test_stretched(image, expected):
+    room = film.large.Room(None)
+    result = film.fusion.stretched(image, room)
+    assert (result.min(), result.max()) == expected and result.dtype == image.dtype and result.shape == image.shape
+    assert np.array_equal(film.fusion.stretched(np.stack([image] * 3, -1), room)[..., 1], result) if image.ndim == 2 else result is image
 
 
 def test_folders_resume_and_summary(images, capsys):
