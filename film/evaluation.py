@@ -12,7 +12,7 @@ __all__ = ['METRICS', 'PAPER_METRICS', 'PAPER', 'RELEASED', 'PAPER_IMAGES', 'gra
            'paper_table', 'write_report']
 
 # %% ../nbs/08_evaluation.ipynb #313422a1
-import csv, json, os
+import csv, json, os, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from .core import FilmError, as_image, atomic_write, contact_sheet, read_image, to_gray, write_image
+from .core import FilmError, as_image, atomic_write, contact_sheet, is_colour, read_image, to_gray, write_image
 from .data import Pair, list_images
 
 # %% ../nbs/08_evaluation.ipynb #7cba4622
@@ -563,8 +563,8 @@ def get_metrics(
     "The metrics of those names, in the order given; `FilmError` names the choices."
     if isinstance(names, str): names = {"all": tuple(METRICS), "paper": PAPER_METRICS}.get(names.strip().lower(), names.split(","))
     by_name = {name.lower(): metric for name, metric in METRICS.items()}
-    names = list(dict.fromkeys(str(name).strip().lower() for name in names))  # each once
-    wrong = [name for name in names if name not in by_name]
+    names = {name.lower(): name for name in (str(name).strip() for name in names)}  # each once, as given
+    wrong = [given for name, given in names.items() if name not in by_name]
     if wrong or not names: raise FilmError(f"unknown metric {', '.join(map(repr, wrong)) or repr('')}: choose from paper, all, {', '.join(METRICS)}")
     return [by_name[name] for name in names]
 
@@ -717,6 +717,7 @@ class Evaluation:
     problems: list[Problem] = field(default_factory=list)
     pairs: dict[str, Pair] = field(default_factory=dict)                # pair name -> its sources
     fused: dict[str, dict[str, Path]] = field(default_factory=dict)     # method -> pair name -> its fused image
+    coloured: set[str] = field(default_factory=set)                     # methods with results in colour, of which the luma was scored
 
     def common(self) -> list[str]:
         "The pairs that every method has, in order: the only ones on which methods can be compared."
@@ -735,6 +736,7 @@ def name_methods(
 ) -> dict[str, Path]:                 # method name -> folder
     "Folders named by their last part, or by as many parts as it takes to tell them apart; a folder given twice counts once."
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    if len(paths) < len(folders): warnings.warn("a folder of fused images was given more than once; it counts once", stacklevel=3)
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths): depth += 1
     return {"/".join(path.parts[-depth:]): path for path in paths}
@@ -773,21 +775,22 @@ def evaluate_folders(
                 kind, message = ("ambiguous", f"several images in {folders[method]}: {', '.join(p.name for p in files)}") if files else ("missing", f"no fused image in {folders[method]}")
                 problems.append(Problem(kind, method, pair.name, f"{pair.name}: {message}"))
                 continue
-            try: f = gray_levels(files[0])
+            try: image = read_image(files[0]); f = gray_levels(image)
             except FilmError as e: problems.append(Problem("unreadable", method, pair.name, f"{pair.name}: {e}")); continue
             if f.shape != a.shape:
                 message = f"{pair.name}: {files[0]} is {f.shape[1]}x{f.shape[0]}, its sources are {a.shape[1]}x{a.shape[0]}"
                 problems.append(Problem("size", method, pair.name, message))
                 continue
-            scores[method] = files[0], _score(chosen, f, a, b)
+            scores[method] = files[0], is_colour(image), _score(chosen, f, a, b)
         return problems, scores
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # OpenCV and NumPy let go of the interpreter lock
         done = tqdm(pool.map(score, pairs), total=len(pairs), desc="evaluating", disable=None)
         for pair, (problems, scores) in zip(pairs, done):
             result.problems += problems
-            for method, (path, values) in scores.items():
+            for method, (path, has_colour, values) in scores.items():
                 result.scores[method][pair.name] = values
+                if has_colour: result.coloured.add(method)
                 result.fused.setdefault(method, {})[pair.name] = path
     for method, listing in listings.items():
         result.problems += [Problem("extra", method, name, f"{name}: no such pair, {listing[name][0]} was left out") for name in listing if name not in result.pairs]
@@ -939,7 +942,7 @@ def best_and_worst(
     for name in chosen:
         pair = evaluation.pairs[name]
         rows.append([read_image(pair.a), read_image(pair.b)] + [read_image(evaluation.fused[method][name]) for method in evaluation.scores])
-        titles.append([f"A: {name}", "B"] + [f"{method} {scores[name][metric]:.2f}" for method, scores in evaluation.scores.items()])
+        titles.append([f"A: {name}", "B"] + [f"{method}: {metric} {scores[name][metric]:.2f}" for method, scores in evaluation.scores.items()])
     return contact_sheet(rows, titles)
 
 # %% ../nbs/08_evaluation.ipynb #674c7c1d
@@ -992,11 +995,13 @@ def paper_table(
     if dataset not in PAPER: raise FilmError(sentence)
     columns = [name for name in PAPER_METRICS if name in evaluation.metrics]
     if not columns: raise FilmError(f"none of the paper's metrics was computed: ask for {', '.join(PAPER_METRICS)}")
+    coloured = [row.method for row in leaderboard(evaluation) if row.method in evaluation.coloured]
+    note = [f"In colour: {', '.join(coloured)}. The paper's tables are of gray images, as film fuse --gray writes them."] if coloured else []
     published = {"paper": dict(zip(PAPER_METRICS, PAPER[dataset])), "released weights, README": dict(zip(PAPER_METRICS, RELEASED[dataset]))}
     lines = [["row", *columns], ["---"] * (1 + len(columns))]
     lines += [[title, *(f"{row[name]:.2f}" for name in columns)] for title, row in published.items()]
     lines += [[f"ours: {row.method}", *(f"{row.mean[name]:.2f} ({row.mean[name] - published['paper'][name]:+.2f})" for name in columns)] for row in leaderboard(evaluation)]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", f"In brackets: ours minus the paper's. Image set of {dataset}: {sentence}."])
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", f"In brackets: ours minus the paper's. Image set of {dataset}: {sentence}.", *note])
 
 # %% ../nbs/08_evaluation.ipynb #1ee4154b
 def write_report(

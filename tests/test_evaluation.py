@@ -12,7 +12,7 @@ from scipy.signal import convolve2d
 
 from film.core import TASKS, FilmError, to_gray, write_image
 from film.data import pair_folders
-from film.evaluation import (METRICS, PAPER, RELEASED, batch_metrics, bootstrap_mean, evaluate_folders, get_metrics, gray_levels, leaderboard, metrics, paper_table,
+from film.evaluation import (METRICS, PAPER, RELEASED, batch_metrics, best_and_worst, bootstrap_mean, evaluate_folders, get_metrics, gray_levels, leaderboard, metrics, paper_table,
                              ranks, to_json, to_latex, to_markdown, write_report)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -298,7 +298,7 @@ def test_wrong_arrays():
     for images, message in (((f, a[:-1], b), "differ in size: 52x40 and 52x39"), ((f[None], a[None], b[None]), "gray"), ((f, np.stack([a] * 3, -1), b), "gray")):
         with pytest.raises(FilmError, match=message): METRICS["VIF"].function(*images)
     with pytest.raises(FilmError, match="no such file"): metrics("nowhere.png", a / 255, b / 255)
-    with pytest.raises(FilmError, match="unknown metric 'x', 'y'"): get_metrics("x,y,EN")
+    with pytest.raises(FilmError, match="unknown metric 'x', 'FOO': choose"): get_metrics("x,FOO,EN")
     with pytest.raises(FilmError, match="unknown metric"): get_metrics([])
     assert [m.name for m in get_metrics("en, Qabf ,EN")] == ["EN", "Qabf"]
 
@@ -404,6 +404,14 @@ def test_report(folders):
     assert not {"paper.md", "problems.txt"} & {path.name for path in (folders / "report").iterdir()}  # of the evaluation before
 
 
+def test_titles_name_the_metric(folders, monkeypatch):
+    titles = []
+    monkeypatch.setattr("film.evaluation.contact_sheet", lambda rows, names: titles.extend(names))
+    result = evaluate_folders(folders / "good", pairs_of(folders))
+    best_and_worst(result)
+    assert [line[2] for line in titles] == [f"good: Qabf {value:.2f}" for value in sorted((s["Qabf"] for s in result.scores["good"].values()), reverse=True)[::2]]
+
+
 def test_names_that_are_not_utf8_are_written_as_they_are(folders):
     odd = os.fsdecode(b"caf\xe9.png")
     for folder in ("A", "B", "good"): shutil.copy(folders / folder / "p0.png", folders / folder / odd)
@@ -417,6 +425,10 @@ def test_paper_rows(folders):
     qabf = leaderboard(result)[0].mean["Qabf"]
     assert "| paper | 7.56 | 59.15 | 19.57 | 6.97 | 0.98 | 0.74 |" in table and f"{qabf:.2f} ({qabf - 0.74:+.2f}) |" in table
     assert "3 of the 20 images" in table and set(PAPER) == set(RELEASED)
+    assert "In colour" not in table
+    write_image(folders / "good/p0.png", np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8))
+    both = evaluate_folders([folders / "good", folders / "poor"], pairs_of(folders))
+    assert "\nIn colour: good. The paper's tables are of gray images, as film fuse --gray" in paper_table(both, "Lytro")
     with pytest.raises(FilmError, match="not one of the paper's"): paper_table(result, "TNO")
     with pytest.raises(FilmError, match="none of the paper's metrics"): paper_table(evaluate_folders(folders / "good", pairs_of(folders), "MI"), "Lytro")
 
@@ -436,5 +448,5 @@ def test_bootstrap(n, seed):
 def test_folders_of_one_name_stay_apart(folders):
     (folders / "again").mkdir()
     (folders / "poor").rename(folders / "again/good")
-    result = evaluate_folders([folders / "good", folders / "again/good", folders / "again/../good"], pairs_of(folders))
+    with pytest.warns(UserWarning, match="more than once"): result = evaluate_folders([folders / "good", folders / "again/good", folders / "again/../good"], pairs_of(folders))
     assert {name.count("/") for name in result.scores} == {1} and [len(scores) for scores in result.scores.values()] == [3, 2]
