@@ -14,12 +14,12 @@ import argparse, json, os, sys, warnings
 from pathlib import Path
 
 from . import __version__
-from .core import IMAGE_EXTENSIONS, TASKS, FilmError, check_folder, contact_sheet, read_image, warn_in_a_line, write_image
+from .core import IMAGE_EXTENSIONS, TASKS, FilmError, check_folder, contact_sheet, is_colour, read_image, warn_in_a_line, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_dataset(p: argparse.ArgumentParser, split: str | None = None):
     "The options that name a data set."
-    p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="what is fused (default: ivf)")
+    p.add_argument("-t", "--task", type=str.lower, default="ivf", choices=TASKS, help="what is fused (default: ivf)")
     p.add_argument("--data", metavar="ROOT", help="data root, for --dataset (default: FILM_DATA, else ./data)")
     p.add_argument("--dataset", metavar="NAME", help="folder under ROOT/Image/<TASK>/, instead of two images or folders")
     p.add_argument("--split", metavar="LIST", default=split, help=f"of the data set only the names in LIST.txt (default: {split or 'all'})")
@@ -36,7 +36,7 @@ def add_fuse(p: argparse.ArgumentParser):
     add_dataset(p)
     p.add_argument("--text", action="append", metavar="TEXT", help="a paragraph for both images, or give it twice: A's, B's (default: described automatically)")
     p.add_argument("--text-features", type=Path, metavar="NPY", help="token features instead of text: an .npy file, or for many pairs a folder of <name>.npy")
-    p.add_argument("--weights", metavar="W", help="a folder with model.safetensors, a checkpoint file (an authors' .pth, a run's checkpoint.pt), a hub id, or an exported .onnx or .xml file (default: bundled)")
+    p.add_argument("--weights", metavar="W", help="a folder with model.safetensors or of a training run, a checkpoint file (an authors' .pth, a run's checkpoint.pt), a hub id, or an exported .onnx or .xml file (default: bundled)")
     p.add_argument("--plain", action="store_true", help="the readable form of the network instead of the fastest, to compare with")
     p.add_argument("--backend", metavar="NAME", help="onnx or openvino: fuse in that runtime, exported the first time (default: torch and the native kernels)")
     p.add_argument("--dtype", metavar="NAME", help="bfloat16 or float16: half precision, for GPUs (default: float32)")
@@ -69,6 +69,9 @@ def run_fuse(args) -> int:
     if pairs is None:
         if args.out.resolve() in (args.a.resolve(), args.b.resolve()): raise FilmError(f"{args.out}: is one of the sources; choose another file")
         check_writable(args.out)
+        if args.out.suffix.lower() in (".pgm", ".ppm"):  # which hold one of the two
+            colour = not args.gray and any(is_colour(read_image(path)) for path in (args.a, args.b))
+            if colour == (args.out.suffix.lower() == ".pgm"): raise FilmError(f"{args.out}: cannot hold a {'colour' if colour else 'gray'} image: use {'.ppm or .png, or add --gray' if colour else '.pgm or .png'}")
         (write_large if args.max_memory else write_image)(args.out, fuse(args.a, args.b, text=args.text_features or args.text, **options))
         print(args.out)
         return 0
@@ -114,6 +117,7 @@ def run_evaluate(args) -> int:
     if bool(args.dataset) == bool(args.a and args.b): raise FilmError("name the sources: --a and --b, or --dataset")
     if args.paper and not args.dataset: raise FilmError("--paper needs --dataset")
     pairs = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b)
+    if args.out: check_folder(args.out, keep=False)
     listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")] if args.paper and (pairs[0].a.parents[1] / "test.txt").is_file() else None
     evaluation = evaluate_folders(args.fused, pairs, args.metrics, args.workers)
     print(paper_table(evaluation, args.dataset, listed) if args.paper else to_markdown(evaluation))
@@ -129,7 +133,7 @@ def add_describe(p: argparse.ArgumentParser):
     Prints the paragraph of one image, or writes Text/<TASK>/<DATASET>/<MODALITY>/<name>.txt and .json for every image of a data set: resumable, cached, within a budget.
     Components are named NAME or NAME:MODEL, MODEL being a hub id or a local folder. The key of a language model comes from the environment, OPENAI_API_KEY."""
     p.add_argument("path", type=Path, nargs="?", help="an image, or with --dataset the data root (default: FILM_DATA, else ./data)")
-    p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="default: ivf")
+    p.add_argument("-t", "--task", type=str.lower, default="ivf", choices=TASKS, help="default: ivf")
     p.add_argument("-m", "--modality", help="one image: which of the task's two it is: IR or VI, MRI or T, OVER or UNDER, NEAR or FAR (default: the first)")
     p.add_argument("--dataset", metavar="NAME", help="folder under ROOT/Image/<TASK>/")
     p.add_argument("--split", metavar="LIST", help="of the data set only the names in LIST.txt (default: all)")
@@ -171,12 +175,16 @@ def run_describe(args) -> int:
     parts = {role: get_component(role, getattr(args, role), **options, **own.get(role, {})) for role in ("dense", "segmenter", "captioner", "writer")}
     if not args.dataset:
         if args.dry_run: raise FilmError("--dry-run is for a data set: add --dataset")
-        if not args.path or args.path.is_dir(): raise FilmError("give an image, or --dataset and its root")
+        if not args.path: raise FilmError("give an image, or --dataset and its root")
+        if args.path.is_dir():
+            task, (a, b) = TASKS[args.task], TASKS[args.task].modalities
+            raise FilmError(f"{args.path}: is a folder; give one image, or for many: film describe ROOT -t {task.name} --dataset NAME, with the images in ROOT/Image/{task.folder}/NAME/{a} and {b}")
         if args.writer == "none" and not args.json: raise FilmError("without a writer there is no paragraph: add --json to see the rest")
-        description = describe(args.path, task=args.task, modality=args.modality or TASKS[args.task].modalities[0], name=args.path.stem, **parts)
+        description = describe(args.path, task=args.task, modality=args.modality, name=args.path.stem, **parts)
         print(json.dumps(description.to_dict(), indent=1) if args.json else description.paragraph)
         return 0
     where = dict(split=args.split, out=args.out)
+    if args.out and not args.dry_run: check_folder(args.out, keep=False)
     workers = args.workers if args.workers is not None else args.concurrency if getattr(parts["writer"], "parallel", False) else 1
     if args.dry_run:
         for name, value in plan_dataset(args.path, args.task, args.dataset, force=args.force, **where, **parts).items(): print(f"{name:11s}{'unknown' if value is None else value}")
@@ -191,7 +199,7 @@ def add_encode(p: argparse.ArgumentParser):
 
     Writes TextFeature/<TASK>/<DATASET>/<name>.npy of shape (1, L, D), the tokens of both texts, with a sidecar of encoder and width."""
     p.add_argument("root", nargs="?", help="data root (default: FILM_DATA, else ./data)")
-    p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="default: ivf")
+    p.add_argument("-t", "--task", type=str.lower, default="ivf", choices=TASKS, help="default: ivf")
     p.add_argument("--dataset", metavar="NAME", required=True, help="folder under ROOT/Text/<TASK>/")
     p.add_argument("--encoder", default="minilm", help="minilm or blip2, either with :FOLDER or :HUB-ID of other weights; constant: no text (default: minilm)")
     p.add_argument("--device", help="default: cpu")
@@ -205,6 +213,7 @@ def run_encode(args) -> int:
     "`film encode`"
     from film.annotation import encode_dataset
     from film.encoding import get_encoder
+    if args.out: check_folder(args.out, keep=False)
     summary = encode_dataset(args.root, args.task, args.dataset, encoder=get_encoder(args.encoder, args.device), texts=args.texts, out=args.out, batch=args.batch, force=args.force)
     print(summary)
     return 1 if summary.failed or summary.stopped else 0
@@ -215,7 +224,7 @@ def add_pack(p: argparse.ArgumentParser):
 
     Writes images and text features in the authors' layout: groups imageA, imageB, text, one data set a name."""
     p.add_argument("root", nargs="?", help="data root (default: FILM_DATA, else ./data)")
-    p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="default: ivf")
+    p.add_argument("-t", "--task", type=str.lower, default="ivf", choices=TASKS, help="default: ivf")
     p.add_argument("--dataset", metavar="NAME", required=True, help="folder under ROOT/Image/<TASK>/")
     p.add_argument("--split", metavar="LIST", default="train", help="names from LIST.txt (default: train)")
     p.add_argument("--mode", default="paper", choices=("paper", "whole"), help="paper: 288x384; whole: the images' own size (default: paper)")
@@ -235,7 +244,7 @@ def add_generate(p: argparse.ArgumentParser):
 
     Makes a data set of pairs from a folder of ordinary photographs: two exposures (mef), two focal planes (mff) or two scan-like images (mif) of each (chapter 03). Resumable; a seed always gives the same pairs."""
     p.add_argument("photographs", type=Path, help="folder of images")
-    p.add_argument("-t", "--task", required=True, choices=("mif", "mef", "mff"), help="what the pairs are for")
+    p.add_argument("-t", "--task", type=str.lower, required=True, choices=("mif", "mef", "mff"), help="what the pairs are for")
     p.add_argument("--dataset", metavar="NAME", required=True, help="folder to make under ROOT/Image/<TASK>/")
     p.add_argument("--data", metavar="ROOT", help="data root to write in (default: FILM_DATA, else ./data)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
@@ -315,7 +324,7 @@ def add_app(p: argparse.ArgumentParser):
     """edit texts, fuse and compare in a browser
 
     Serves the explorer (chapter 09b) on this machine until Ctrl-C: choose a pair or upload two images, edit either text, fuse again, see result, difference and metrics."""
-    p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="task to begin with (default: ivf)")
+    p.add_argument("-t", "--task", type=str.lower, default="ivf", choices=TASKS, help="task to begin with (default: ivf)")
     p.add_argument("--data", metavar="ROOT", help="data root whose pairs can be chosen (default: FILM_DATA, else ./data)")
     p.add_argument("--port", type=int, default=8866, metavar="N", help="the next free one is taken (default: 8866)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
@@ -369,7 +378,7 @@ def add_export(p: argparse.ArgumentParser):
     before it is kept; film fuse --weights FILE takes it."""
     p.add_argument("--onnx", type=Path, metavar="FILE", help="the .onnx file to write")
     p.add_argument("--openvino", type=Path, metavar="FILE", help="the .xml file to write; a .bin is written beside it")
-    p.add_argument("-t", "--task", default="ivf", choices=TASKS, help="whose bundled weights (default: ivf)")
+    p.add_argument("-t", "--task", type=str.lower, default="ivf", choices=TASKS, help="whose bundled weights (default: ivf)")
     p.add_argument("--weights", metavar="W", help="other weights: a folder with model.safetensors, a checkpoint file (an authors' .pth, a run's checkpoint.pt), or a hub id")
 
 # %% ../nbs/09_cli.ipynb #8ed3688c
@@ -469,9 +478,9 @@ def run_info(args) -> int:
 # %% ../nbs/09_cli.ipynb #d25c8664
 def check_writable(path: Path):
     "`FilmError` now rather than after the work, if `path` has no extension that can be written or cannot be created."
+    if path.is_dir(): raise FilmError(f"{path}: is a folder; name the image file to write, as in {path / 'fused.png'}")
     if path.suffix.lower() not in IMAGE_EXTENSIONS: raise FilmError(f"{path}: cannot write {path.suffix or 'a file without extension'}, use one of {' '.join(IMAGE_EXTENSIONS)}")
-    if path.is_dir(): raise FilmError(f"{path}: is a folder; name the image file to write")
-    check_folder(path.parent)
+    check_folder(path.parent, keep=False)
 
 # %% ../nbs/09_cli.ipynb #d4bcc3a4
 COMMANDS = {"fuse": (add_fuse, run_fuse), "evaluate": (add_evaluate, run_evaluate), "describe": (add_describe, run_describe), "encode": (add_encode, run_encode),

@@ -10,7 +10,7 @@ __all__ = ['TASKS', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'MOST_PIXELS', 'LUMA', 'Film
 
 # %% ../nbs/00_core.ipynb #be955b3d
 import io, logging, os, re, sys, threading, uuid, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,8 @@ def get_task(
 ) -> Task:
     "The task of that name; `FilmError` names the choices."
     if isinstance(task, Task): return task
-    found = TASKS.get(str(task).lower())
-    if found is None: raise FilmError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    found = TASKS.get(task.lower()) if isinstance(task, str) else None
+    if found is None: raise FilmError(f"unknown task {task if isinstance(task, str) else type(task).__name__!r}: choose one of {', '.join(TASKS)}")
     return found
 
 # %% ../nbs/00_core.ipynb #9efe841b
@@ -141,6 +141,8 @@ def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
     try:
         with tifffile.TiffFile(io.BytesIO(raw)) as file:
             page = file.pages[0]
+            with suppress(Exception):  # a damaged chain of pages: the first may be whole
+                if len(file.pages) > 1 and not file.pages[1].is_reduced: warnings.warn(f"{path}: holds {len(file.pages)} pictures, of which the first is used", stacklevel=2)
             if page.imagelength * page.imagewidth > MOST_PIXELS: raise FilmError(f"{path}: {page.imagewidth}x{page.imagelength} pixels are more than can be read, which is 2^30: cut the image into parts (if it is that large; else the file is damaged)")
             separate = page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
             wide, alpha = page.dtype is not None and page.dtype.itemsize > 1, page.samplesperpixel == 4 and tifffile.EXTRASAMPLE.UNASSALPHA in page.extrasamples
@@ -187,11 +189,19 @@ def as_image(
 # %% ../nbs/00_core.ipynb #a4a2cced
 def check_folder(
     folder: str | os.PathLike, # made if missing
+    keep: bool = True,         # False: folders made here go again, so that none is left if the work fails
 ):
     "`FilmError` now rather than after the work, if nothing can be written there."
-    try: Path(folder).mkdir(parents=True, exist_ok=True)
+    folder, made = Path(folder), []
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK): raise FilmError(f"{folder}: cannot be written (it is read-only)")
     except OSError as e: raise FilmError(f"{folder}: cannot be written ({e.strerror})") from None
-    if not os.access(folder, os.W_OK): raise FilmError(f"{folder}: cannot be written (it is read-only)")
+    finally:
+        if not keep:
+            with suppress(OSError):  # no longer empty: somebody else's too
+                for path in made: path.rmdir()
 
 
 def lock_folder(

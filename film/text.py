@@ -552,7 +552,7 @@ def describe(
     image,                    # a path or an array, (H, W) or (H, W, 3), as `film.core.as_image` takes it
     *,
     task: str | Task = "ivf", # 'ivf', 'mif', 'mef' or 'mff'
-    modality: str = "IR",     # which of the task's two images it is: IR or VI, MRI or T, OVER or UNDER, NEAR or FAR
+    modality: str | None = None, # which of the task's two images it is: IR or VI, MRI or T, OVER or UNDER, NEAR or FAR; None: the first
     name: str = "image",      # how to call it in messages and in the description
     dense: str | DenseCaptioner = "objects",       # what is where
     segmenter: str | Segmenter | None = "grabcut", # which pixels; 'none' or None: boxes alone
@@ -562,6 +562,7 @@ def describe(
 ) -> Description:
     "Describes an image with the chosen components; same image and components, same text. `FilmError` for a bad image, task, modality or component."
     task = get_task(task)
+    if modality is None: modality = task.modalities[0]
     if str(modality).upper() not in task.modalities:
         raise FilmError(f"unknown modality {modality!r} for task {task.name}: choose {' or '.join(task.modalities)}")
     image = as_image(image, name)

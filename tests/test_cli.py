@@ -105,6 +105,35 @@ def test_bad_output_is_refused_first(images, capsys, monkeypatch, out):
     assert code == 2 and "cannot be written" in err and err.count("\n") == 1
 
 
+def test_what_cannot_be_written_is_said_before_the_work(dataset, images, capsys, monkeypatch):
+    for name in ("film.fusion.fuse", "film.evaluation.evaluate_folders", "film.annotation.describe_dataset", "film.annotation.encode_dataset"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("worked before the output was looked at"))
+    (images / "some").mkdir()
+    for argv, says in ((["fuse", "a.png", "b.png", "-o", "some"], "some: is a folder; name the image file to write, as in some/fused.png"),
+                       (["fuse", "a.png", "b.png", "-o", "x.pgm"], "x.pgm: cannot hold a colour image: use .ppm or .png, or add --gray"), (["fuse", "a.png", "a.png", "-o", "x.ppm"], "cannot hold a gray image"),
+                       (["evaluate", "A", "--data", dataset, "--dataset", "Tiny", "--split", "train", "-o", "/proc/x"], "/proc/x: cannot be written"),
+                       (["describe", dataset, "--dataset", "Tiny", "--out", "/proc/x"], "/proc/x: cannot be written"), (["encode", dataset, "--dataset", "Tiny", "--out", "/proc/x"], "/proc/x: cannot be written"),
+                       (["describe", dataset / "Image/IVF/Tiny/IR", "-t", "MIF"], "is a folder; give one image, or for many: film describe ROOT -t mif --dataset NAME, with the images in ROOT/Image/MIF/NAME/MRI and T")):
+        code, _, err = run(capsys, *argv)
+        assert code == 2 and says in err and err.count("\n") == 1, err
+
+
+def test_failed_work_leaves_no_folder(images, capsys):
+    for folder in "AB": (images / folder).mkdir(); (images / folder / "p.png").write_text("not a picture")
+    assert run(capsys, "fuse", "missing.png", "b.png", "-o", "new/deep/f.png")[0] == 2
+    assert run(capsys, "fuse", "A", "B", "-o", "new/many", "--method", "average")[0] == 1
+    assert run(capsys, "evaluate", "A", "--a", "A", "--b", "B", "-o", "new/report")[0] == 2
+    assert not (images / "new").exists()
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda: film.fuse("a.png", "b.png", text=5), "text is a int"), (lambda: film.fuse("a.png", "b.png", weights=5), "weights are a path or a hub id, not a int"),
+    (lambda: film.load(np.zeros(3)), "unknown task 'ndarray'"), (lambda: film.fuse("a.png", "b.png", task=5), "unknown task 'int'")])
+def test_arguments_of_a_wrong_kind_are_one_line(images, call, says):
+    with pytest.raises(FilmError, match=says) as e: call()
+    assert "\n" not in str(e.value)
+
+
 def test_what_the_system_refuses_is_one_line(images, capsys):
     code, _, err = run(capsys, "fuse", "x" * 300, "b.png", "-o", "fused.png")
     assert code == 2 and "File name too long" in err and err.count("\n") == 1
@@ -114,6 +143,11 @@ def test_what_the_system_refuses_is_one_line(images, capsys):
 
 def test_weights_files_and_folders(images, capsys):
     film.load("mef").save_pretrained("w")
+    film.load("mef").save_pretrained("run/weights")  # of a training run
+    assert run(capsys, "fuse", "a.png", "b.png", "-o", "run.png", "--weights", "run", "-t", "MEF")[0] == 0
+    (images / "young").mkdir(); (images / "young" / "checkpoint.pt").write_bytes(b"")
+    code, _, err = run(capsys, "fuse", "a.png", "b.png", "-o", "no.png", "--weights", "young")
+    assert code == 2 and "no weights yet; young/checkpoint.pt" in err
     assert run(capsys, "fuse", "a.png", "b.png", "-o", "folder.png", "--weights", "w")[0] == run(capsys, "fuse", "a.png", "b.png", "-o", "file.png", "--weights", "w/model.safetensors")[0] == 0
     assert np.array_equal(read_image("folder.png"), read_image("file.png"))
     (images / "w" / "config.json").unlink()

@@ -65,6 +65,14 @@ def test_same_as_one_by_one(folders, tmp_path, model, batch):
     expect_all(fuse_pairs(folders, "out", weights=model, text=text, batch=batch), tmp_path / "out", folders, model)
 
 
+def test_a_line_now_and_then_without_a_terminal(folders, model, monkeypatch, capsys):
+    fuse_pairs(folders, "out", weights=model, text=text)
+    assert "fusing" not in capsys.readouterr().err
+    monkeypatch.setattr(fusion, "LINE_EVERY", 0)
+    fuse_pairs(folders, "out", weights=model, text=text)
+    assert capsys.readouterr().err.splitlines() == [f"fusing: {n} of 6" for n in range(1, 7)]
+
+
 def test_rules_and_gray(folders, tmp_path):
     summary = fuse_pairs(folders, "out", method="average", colour=False, task="mff")
     assert len(summary.done) == 5

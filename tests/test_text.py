@@ -274,3 +274,9 @@ def test_real_images_of_every_task(task, folder):
         texts = [describe(path, task=task, modality=modality, **MEASURED) for path in sorted((SHARED / folder / modality).iterdir())[::9]]
         for d in texts: check_paragraph(d)
         assert len({d.paragraph for d in texts}) == len(texts)
+
+
+def test_the_first_modality_is_the_default():
+    image = np.tile(np.arange(64, dtype=np.uint8) * 3, (48, 1))
+    for task, modality in (("ivf", "IR"), ("mif", "MRI"), ("mef", "OVER"), ("mff", "NEAR")):
+        assert describe(image, task=task).modality == modality and describe(image, task=task).paragraph == describe(image, task=task, modality=modality).paragraph
