@@ -14,7 +14,7 @@ import argparse, json, os, sys, warnings
 from pathlib import Path
 
 from . import __version__
-from .core import IMAGE_EXTENSIONS, TASKS, FilmError, check_folder, contact_sheet, is_colour, read_image, warn_in_a_line, write_image
+from .core import IMAGE_EXTENSIONS, TASKS, FilmError, check_folder, contact_sheet, is_colour, pip_install, read_image, warn_in_a_line, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_dataset(p: argparse.ArgumentParser, split: str | None = None):
@@ -246,7 +246,7 @@ def add_generate(p: argparse.ArgumentParser):
     p.add_argument("photographs", type=Path, help="folder of images")
     p.add_argument("-t", "--task", type=str.lower, required=True, choices=("mif", "mef", "mff"), help="what the pairs are for")
     p.add_argument("--dataset", metavar="NAME", required=True, help="folder to make under ROOT/Image/<TASK>/")
-    p.add_argument("--data", metavar="ROOT", help="data root to write in (default: FILM_DATA, else ./data)")
+    p.add_argument("--data", metavar="ROOT", help="data root to write in, made if missing (default: FILM_DATA, else ./data)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     p.add_argument("--views", action="store_true", help="mef: another, far brighter photograph is seen through windows, skies and signs of each")
     p.add_argument("--lamps", action="store_true", help="mef: lamps and flames in each")
@@ -469,7 +469,7 @@ def run_info(args) -> int:
         if name == "extras":
             for extra, packages in value.items():
                 missing = [package for package, version in packages.items() if not version]
-                print(f"{'[' + extra + ']':14s}{', '.join(f'{p} {v}' for p, v in packages.items() if v) or '-'}" + (f"   missing: {', '.join(missing)} (pip install 'film-fusion[{extra}]')" if missing else ""))
+                print(f"{'[' + extra + ']':14s}{', '.join(f'{p} {v}' for p, v in packages.items() if v) or '-'}" + (f"   missing: {', '.join(missing)} ({pip_install(extra)})" if missing else ""))
         elif isinstance(value, dict):
             for key, text in value.items(): print(f"{name + ' ' + key:14s}{text}")
         else: print(f"{name:14s}{value}")

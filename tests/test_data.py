@@ -299,7 +299,7 @@ def test_packing_refuses_what_it_cannot_hold(root, monkeypatch):
     with pytest.raises(FilmError, match="crop when reading"): pack(root / "x.h5", pairs, "ivf", "crop")
     with pytest.raises(FilmError, match="come twice: p0"): pack(root / "x.h5", [pairs[0], pairs[0]], "ivf")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(FilmError, match=r"pip install 'film-fusion\[train\]'"): pack(root / "x.h5", pairs, "ivf")
+    with pytest.raises(FilmError, match=r"h5py: pip install -c constraints.txt -e '\.\[train\]' in film's checkout"): pack(root / "x.h5", pairs, "ivf")
     assert not list(root.glob("*.h5")) and not list(root.glob(".*"))
 
 
@@ -323,6 +323,7 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     folder = make("One")
     assert "passed over" in capsys.readouterr().out and (folder / "train.txt").read_text() == "a\nb\nc\n"
     assert len(check_pairs(find_pairs(tmp_path, "mff", "One", "train"))) == 3
+    assert generate_pairs(tmp_path / "photographs", "mff", "One", tmp_path / "new" / "root") == tmp_path / "new/root/Image/MFF/One"  # the root is made
     before = (folder / "NEAR" / "b.png").read_bytes()
     (folder / "NEAR" / "b.png").unlink()  # as if stopped before it was written
     kept = (folder / "NEAR" / "a.png").stat().st_mtime_ns
