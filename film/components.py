@@ -71,8 +71,11 @@ def load_pretrained(
         if missing: raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}: it is another kind of model, or damaged")
         return processor, loaded.eval().to(device)
     except Exception as error:  # of many kinds, where files are damaged or another model's
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise ComponentError(f"{what}: {model} cannot be loaded, give a hub id that can be reached or a local folder with its files ({reason})") from None
+        raise ComponentError(f"{what}: {model} cannot be loaded, give a hub id that can be reached or a local folder with its files ({_reason(error)})") from None
+
+def _reason(error):
+    "An error in one line: the first of its message, else its kind."
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 # %% ../nbs/01c_research_components.ipynb #4df2750e
 class Blip2Captioner:
@@ -241,10 +244,9 @@ def _to_pil_image(array):
 @contextmanager
 def torchvision_functions():
     "While it lasts, the four functions that segment_anything wants from torchvision can be imported; does nothing where torchvision works."
-    try:
-        import torchvision.ops, torchvision.transforms.functional
-        yield; return
+    try: import torchvision.ops, torchvision.transforms.functional
     except Exception: pass  # a torchvision without its matching torch fails with errors of many kinds
+    else: yield; return     # outside of the try, for an error of the body is not torchvision's
     broken = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "torchvision"}
     supplied = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.ops", "torchvision.ops.boxes", "torchvision.transforms", "torchvision.transforms.functional")}
     supplied["torchvision.ops.boxes"].__dict__.update(batched_nms=batched_nms, box_area=box_area)
@@ -257,10 +259,12 @@ def torchvision_functions():
 
 # %% ../nbs/01c_research_components.ipynb #55deb80a
 def import_segment_anything():
-    "The package, imported with or without torchvision; `FilmError` if it is not installed."
+    "The package, imported with or without torchvision; `ComponentError` if it is not installed or fails itself."
     if find_spec("segment_anything") is None: raise ComponentError("Segment Anything is not installed: pip install 'film-fusion[text]'")
     if "segment_anything" in sys.modules: return sys.modules["segment_anything"]
-    with torchvision_functions(): import segment_anything
+    try:
+        with torchvision_functions(): import segment_anything
+    except Exception as error: raise ComponentError(f"Segment Anything cannot be imported ({_reason(error)}): pip install --force-reinstall --no-deps segment-anything==1.0") from None
     return segment_anything
 
 # %% ../nbs/01c_research_components.ipynb #583dc834
@@ -312,7 +316,7 @@ class SamSegmenter:
             else: state = torch.load(path, map_location="cpu", weights_only=True)  # a file that would run code is refused
             network = package.sam_model_registry[self.size]()
             network.load_state_dict(state)
-        except Exception as error: raise ComponentError(f"{path}: not a checkpoint of Segment Anything {self.size} ({str(error).splitlines()[0][:120]})") from None
+        except Exception as error: raise ComponentError(f"{path}: not a checkpoint of Segment Anything {self.size} ({_reason(error)})") from None
         return package.SamAutomaticMaskGenerator(network.eval().to(self.device), **self.options)
 
     def masks(self, description: Description) -> list[Mask]:

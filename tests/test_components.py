@@ -249,6 +249,33 @@ def test_an_installed_torchvision_is_used_if_it_works(works, tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_a_package_that_cannot_be_imported_is_said_with_the_reason(works, tmp_path):
+    for part in ("torchvision", "torchvision/ops", "torchvision/transforms", "segment_anything"): (tmp_path / part).mkdir(); (tmp_path / part / "__init__.py").touch()
+    (tmp_path / "torchvision" / "transforms" / "functional.py").touch()
+    if not works: (tmp_path / "torchvision" / "ops" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    (tmp_path / "segment_anything" / "__init__.py").write_text("raise ImportError('the real reason\\nat length')\n")
+    code = f"""
+        import sys; sys.path.insert(0, {str(tmp_path)!r})
+        import torchvision
+        before = {{name: module for name, module in sys.modules.items() if name.startswith("torchvision")}}
+        from film.components import SamSegmenter
+        from film.text import ComponentError
+        for _ in range(2):
+            try: SamSegmenter("sam_vit_b_01ec64.pth", device="cpu").generator
+            except ComponentError as error: assert str(error).startswith("Segment Anything cannot be imported (the real reason): ") and "\\n" not in str(error), error
+            else: raise AssertionError("no error")
+            assert before.items() <= sys.modules.items() and ("torchvision.ops" in sys.modules) == {works} and "torchvision.ops.boxes" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_a_reason_without_words_is_the_kind_of_error(sam, monkeypatch):
+    def silent(*_, **__): raise EOFError
+    monkeypatch.setattr(torch, "load", silent)
+    with pytest.raises(FilmError, match=r"not a checkpoint of Segment Anything tiny \(EOFError\)"): sam().generator
+
+
 def test_half_precision_runs(folder):
     for component, call in ((Blip2Captioner(save_blip2(folder / "blip2_half"), device="cpu", dtype="bfloat16", max_tokens=4), "caption"),
                             (Florence2DenseCaptioner(save_florence2(folder / "florence2_half", "red car<loc_100><loc_100><loc_500><loc_900>"), device="cpu", dtype="bfloat16", beams=1), "regions")):
