@@ -7,8 +7,9 @@ __all__ = ['MAX_SIDE', 'FORMATS', 'TOLERANCE', 'DTYPES', 'Graph', 'need_packages
            'cache_folder', 'exported', 'Runner', 'Graphed']
 
 # %% ../nbs/04c_export.ipynb #298bd7d8
-import copy, hashlib, json, logging, os, shutil, tempfile, warnings
+import copy, filecmp, hashlib, json, logging, os, shutil, tempfile, warnings
 from collections import OrderedDict
+from contextlib import ExitStack
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,14 +112,17 @@ def export(
                 made = onnx if path.suffix.lower() == ".onnx" else _write_openvino(onnx, Path(folder) / "film.xml", facts(model))
                 differences.append(compare(model, made, (40, 56)))
                 if not differences[-1] < TOLERANCE: raise FilmError(f"{path}: not written, it would give other results than torch (by {differences[-1]:.1e})")
-                if made != onnx: _copy(made.with_suffix(".bin"), path.with_suffix(".bin"))
-                _copy(made, path)
+                _place({path: made} | ({} if made == onnx else {path.with_suffix(".bin"): made.with_suffix(".bin")}))
     except OSError as e: raise FilmError(f"{paths[0]}: cannot be written ({e.strerror})") from None
     return differences
 
 
-def _copy(source: Path, target: Path):
-    with atomic_write(target) as temporary: shutil.copyfile(source, temporary)
+def _place(files: dict[Path, Path]):
+    "Copies a graph, and the weights that belong to it, to where they shall be; on a failed write what was there stays."
+    graph, *weights = files
+    with ExitStack() as copied:
+        for target, made in files.items(): shutil.copyfile(made, copied.enter_context(atomic_write(target)))  # renamed when all are copied, the last one first
+        if not all(path.is_file() and filecmp.cmp(path, files[path], shallow=False) for path in weights): graph.unlink(missing_ok=True)  # killed in between, it would run with the new weights and state the old ones
 
 
 def _write_onnx(model: Film, path: Path) -> Path:

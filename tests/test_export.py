@@ -142,6 +142,28 @@ def test_export_writes_all_or_nothing(model, files, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["folder.onnx"]
 
 
+def test_no_old_graph_beside_new_weights(model, files, tmp_path, monkeypatch):
+    "Ended between the two files of OpenVINO, there is none to open; on a failed write the old ones stay."
+    for file in files["openvino"].parent.glob("film.[bx]*"): shutil.copy(file, tmp_path)
+    path, other, real, copy = tmp_path / "film.xml", randomised(Film(text_width=16, grid=(32, 48), depth=1, text_encoder="tests")), os.replace, shutil.copyfile
+    export(other, tmp_path / "other" / "film.onnx")
+    monkeypatch.setattr(module, "_write_onnx", lambda *_: tmp_path / "other" / "film.onnx")
+    def full(source, target): return copy(source, target) if target.suffix == ".bin" else (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "copyfile", full)
+        with pytest.raises(FilmError, match="No space left"): export(other, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["film.bin", "film.xml", "other"] and compare(model, path, (20, 30)) < TOLERANCE
+    def ended(source, target):
+        real(source, target)
+        if target.suffix == ".bin": raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", ended)
+        with pytest.raises(KeyboardInterrupt): export(other, path)
+    with pytest.raises(FilmError, match="no such file"): Exported(path)
+    export(other, path)
+    assert compare(other, path, (20, 30)) < TOLERANCE
+
+
 def test_missing_packages_are_named(model, files, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(FilmError, match=r"pip install 'film-fusion\[export\]'"): Exported(files["onnx"])
