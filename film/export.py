@@ -11,6 +11,7 @@ import copy, filecmp, hashlib, json, logging, os, shutil, tempfile, warnings
 from collections import OrderedDict
 from contextlib import ExitStack
 from functools import lru_cache
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fast
+from . import __version__, fast
 from .core import FilmError, atomic_write
 from .large import Room
 from .network import TOKEN_WIDTH, CrossAttention, Film, TextGuidedStage
@@ -221,6 +222,14 @@ def cache_folder() -> Path:
     "Where exported networks are kept: XDG_CACHE_HOME, else ~/.cache, and in it film."
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "film"
 
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    "A digest of film's version and of the two modules that an exported network is made of."
+    digest = hashlib.sha256(__version__.encode())
+    for name in ("export.py", "network.py"): digest.update((files("film") / name).read_bytes())
+    return digest.hexdigest()[:16]
+
 # %% ../nbs/04c_export.ipynb #b6bfd15a
 def exported(
     model: Film,
@@ -230,7 +239,7 @@ def exported(
     "The model in another runtime, exported the first time."
     if backend not in FORMATS: raise FilmError(f"unknown backend {backend!r}: choose one of {', '.join(FORMATS)}")
     checksum = facts(model)["weights"]
-    path = cache_folder() / f"{checksum}{FORMATS[backend]}"
+    path = cache_folder() / f"{checksum}-{_code()}{FORMATS[backend]}"
     if path.is_file():
         try:
             if (found := _opened(path, device, path.stat().st_mtime_ns, torch.get_num_threads())).checksum == checksum: return found

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,7 +174,7 @@ def test_missing_packages_are_named(model, files, monkeypatch):
 def test_damaged_or_foreign_file_in_the_cache_is_made_anew(model, files, tmp_path, monkeypatch):
     import onnx
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = module.cache_folder() / f"{facts(model)['weights']}.onnx"
+    path = module.cache_folder() / f"{facts(model)['weights']}-{module._code()}.onnx"
     path.parent.mkdir()
     other = onnx.load(files["onnx"])
     next(entry for entry in other.metadata_props if entry.key == "film.weights").value = "others"
@@ -183,6 +184,23 @@ def test_damaged_or_foreign_file_in_the_cache_is_made_anew(model, files, tmp_pat
     assert compare(model, exported(model, "onnx"), (20, 30)) < TOLERANCE
     path.write_bytes(b"damaged")
     assert compare(model, exported(model, "onnx"), (20, 30)) < TOLERANCE and Exported(path).checksum == facts(model)["weights"]
+
+
+def test_a_file_of_other_code_is_not_opened(model, files, tmp_path, monkeypatch):
+    "Neither of another version nor of another network or graph."
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("export.py", "network.py"): shutil.copy(Path(module.__file__).with_name(name), tmp_path)
+    made = []
+    monkeypatch.setattr(module, "files", lambda _: tmp_path)
+    monkeypatch.setattr(module, "_write_onnx", lambda *_: made.append(1) or files["onnx"])
+    monkeypatch.setattr(module, "_code", module._code.__wrapped__)  # not remembered
+    def again(): exported(model, "onnx"); return len(made)
+    assert again() == 1 and again() == 1
+    for changes, name in enumerate(("export.py", "network.py"), 2):
+        with open(tmp_path / name, "a") as source: source.write("# other code\n")
+        assert again() == changes
+    monkeypatch.setattr(module, "__version__", "0.0.0")
+    assert again() == 4 and again() == 4 and len(list((tmp_path / "cache" / "film").iterdir())) == 4
 
 
 def test_command(images, model, capsys):
