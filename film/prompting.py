@@ -152,12 +152,13 @@ class Budget:
         most: float | None = None,                 # US dollars; None: no limit
     ):
         if most is not None and prices is None: raise FilmError("a cost limit needs the model's prices: give US dollars per million tokens in and out")
-        self.prices, self.most, self.lock = prices or (0.0, 0.0), most, threading.Lock()
+        self.prices, self.most, self.lock = prices, most, threading.Lock()
         self.calls, self.tokens_in, self.tokens_out, self.reserved = 0, 0, 0, 0.0
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
-        "US dollars."
-        return (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
+        "US dollars; 0 where prices are unknown."
+        price_in, price_out = self.prices or (0.0, 0.0)
+        return (tokens_in * price_in + tokens_out * price_out) / 1e6
 
     @property
     def spent(self) -> float: return self.cost(self.tokens_in, self.tokens_out)
@@ -247,7 +248,7 @@ class OpenAIWriter:
         "calls, tokens_in, tokens_out and US dollars (None if prices are unknown) that one image will need, if replies have their usual length and none has to be repeated."
         talks, more = conversations(description, self.prompts, self.see_image), max(0, MOST_FACTS - len(facts_text(description))) // 4 if full else 0
         tokens_in, tokens_out = sum(self._count(talk) + more for talk in talks), len(talks) * self._expected_out
-        return dict(calls=len(talks), tokens_in=tokens_in, tokens_out=tokens_out, cost=self.budget.cost(tokens_in, tokens_out) if any(self.budget.prices) else None)
+        return dict(calls=len(talks), tokens_in=tokens_in, tokens_out=tokens_out, cost=self.budget.cost(tokens_in, tokens_out) if self.budget.prices is not None else None)
 
     def _count(self, messages): return count_tokens(messages, IMAGE_TOKENS.get(self.model, 85))
 

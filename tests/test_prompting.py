@@ -224,6 +224,11 @@ def test_estimates_are_near_what_the_server_counts():
     assert OpenAIWriter("unknown", base_url="http://127.0.0.1:1/v1").estimate(d)["cost"] is None and OpenAIWriter("gpt-4o-mini").estimate(d)["cost"] > 0
 
 
+def test_a_price_of_nothing_is_a_price():
+    w = OpenAIWriter("unknown", base_url="http://127.0.0.1:1/v1", prices=(0, 0), max_cost=0)
+    assert w.estimate(description())["cost"] == 0 and w.budget.reserve(1000, 1000) == 0
+
+
 def test_a_budget_stops_before_the_call_that_might_exceed_it():
     with ChatServer() as server:
         w = writer(server, prices=(10, 10), max_cost=.02)
