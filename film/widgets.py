@@ -368,12 +368,12 @@ class Panel:
         "Controls, texts and sources as the explorer has them."
         e, self.filling = self.explorer, True
         try:
-            try: there, names = e.datasets(), e.names()
-            except FilmError: there, names = [], []
             self.task.value = e.task.name
-            self.dataset.options, self.name.options = there if e.dataset else ["your own", *there], names if e.dataset else [e.name or ""]
-            self.dataset.value, self.name.value = e.dataset or "your own", e.name or ""
-            self.method.options = e.methods(); self.method.value = e.method
+            for control, listed, value in ((self.dataset, e.datasets, e.dataset or "your own"), (self.name, e.names, e.name or ""), (self.method, e.methods, e.method)):
+                try: there = listed()
+                except (FilmError, OSError): there = []
+                control.options = there if value in there else [value, *there]  # what was opened may be gone from the disk
+                control.value = value
             self.weights.value = "" if not e.weights else "given" if isinstance(e.weights, Film) else str(e.weights)
             for area, text in zip(self.texts, e.texts): area.value = text
         finally: self.filling = False

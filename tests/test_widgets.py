@@ -167,6 +167,20 @@ def test_a_pair_chosen_in_the_panel(dataset, model):
     assert "no data set for multi-exposure" in said(panel) and panel.task.value == "ivf" and panel.name.value == "p3"
 
 
+def test_what_is_gone_from_the_disk_is_still_shown(dataset, model):
+    panel = Explorer(data=dataset, weights=model).panel
+    shutil.copytree(dataset / "Image" / "IVF" / "Tiny", dataset / "Image" / "IVF" / "Other")
+    for gone in (lambda: [path.unlink() for path in (dataset / "Image" / "IVF" / "Tiny").glob("*/p0.png")], lambda: shutil.rmtree(dataset / "Image" / "IVF" / "Tiny"), lambda: shutil.rmtree(dataset)):
+        gone()
+        panel.button.click()
+        assert "done in" in said(panel) and (panel.dataset.value, panel.name.value) == ("Tiny", "p0") and not panel.button.disabled
+        assert ("Other" in panel.dataset.options) == dataset.exists()
+    assert len(panel.explorer.results) == 3 and panel.table.value.count("<tr>") == 4
+    panel.explorer.method = "no rule"                            # set by code
+    panel.button.click()
+    assert "unknown method 'no rule'" in said(panel) and not panel.button.disabled
+
+
 def test_uploaded_images(images, explorer):
     (images / "text.png").write_text("not a picture")
     upload = lambda name: (dict(name=name, type="image/png", size=(images / name).stat().st_size, last_modified=datetime.now(timezone.utc), content=memoryview((images / name).read_bytes())),)
