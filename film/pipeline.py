@@ -289,6 +289,8 @@ def reason_to_run(
         changed = [name for name in {**new, **old} if old.get(name) != new.get(name)]
         if changed: return f"{word} changed: " + ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" if part == "parameters" else name for name in changed[:3]) + " ..." * (len(changed) > 3)
     if "made" not in stamp: return INTERRUPTED
+    unknown = [path for path in stage.makes if path not in stamp["made"]]
+    if unknown: return f"it now makes {', '.join(unknown)} too"  # the stamp is another version's
     damaged = [path for path in stage.makes if digest(folder / path) != stamp["made"][path]]
     if damaged: return f"{', '.join(damaged)} changed since"
     return "" if executed.is_file() else f"{executed.name} is missing"
@@ -298,7 +300,7 @@ def _read_stamp(path):
     "A stamp, or {}; what cannot be read counts as none."
     try: stamp = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
-    return stamp if isinstance(stamp, dict) and all(isinstance(stamp.get(part), dict) for part in ("parameters", "inputs", "code")) else {}
+    return stamp if isinstance(stamp, dict) and all(isinstance(stamp.get(part), dict) for part in ("parameters", "inputs", "code", *{"made"} & {*stamp})) else {}
 
 def _write_stamp(path, stamp):
     with atomic_write(path) as temporary: temporary.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")

@@ -170,6 +170,16 @@ def test_only_what_changed_runs_again(small, dataset, capsys):
     assert run(capsys, "--config", "again.yaml", "--notebooks", "stages")[0] == 0 and pipe("--config", "again.yaml", "--pairs", "1") == []
 
 
+def test_a_stage_whose_stamp_knows_nothing_of_what_it_makes_runs_again(small, capsys):
+    stamp = Path("out/ivf/stamps/fuse.json")
+    assert run(capsys, *small)[0] == 0
+    whole = json.loads(stamp.read_text())
+    for made, says in (({"fused": whole["made"]["fused"]}, "fuse: running, it now makes colour too"), ([], "fuse: running, it has not run yet")):
+        stamp.write_text(json.dumps(whole | dict(made=made)))
+        code, out, err = run(capsys, *small)
+        assert code == 0 and ran(out) == ["fuse"] and says in out and json.loads(stamp.read_text())["made"] == whole["made"]
+
+
 def test_killed_and_failed_runs_go_on(small, capsys):
     command = [sys.executable, "-m", "film", "pipeline", *map(str, small), "--set", "train.number=7"]
     beginnings = Path("out/ivf/training/beginnings.txt")
