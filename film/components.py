@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import FilmError, get_task, image_stem, to_uint8_rgb
+from .core import FilmError, get_task, image_stem, pip_install, to_uint8_rgb
 from .text import ComponentError, Description, Mask, Region, check_device, model_files, quietly, region_facts
 
 # %% ../nbs/01c_research_components.ipynb #5f489c55
@@ -260,7 +260,7 @@ def torchvision_functions():
 # %% ../nbs/01c_research_components.ipynb #55deb80a
 def import_segment_anything():
     "The package, imported with or without torchvision; `ComponentError` if it is not installed or fails itself."
-    if find_spec("segment_anything") is None: raise ComponentError("Segment Anything is not installed: pip install 'film-fusion[text]'")
+    if find_spec("segment_anything") is None: raise ComponentError(f"Segment Anything is not installed: {pip_install('text')}")
     if "segment_anything" in sys.modules: return sys.modules["segment_anything"]
     try:
         with torchvision_functions(): import segment_anything

@@ -44,6 +44,7 @@ def check_texts(
 ) -> list[str]: # stripped
     "The texts without surrounding white space; `FilmError` for an empty one or something that is no text."
     if isinstance(texts, str): raise FilmError("encode takes a list of texts: put the text in [brackets]")
+    if not isinstance(texts, (list, tuple)): raise FilmError(f"encode takes a list of texts, not a {type(texts).__name__}")
     for number, text in enumerate(texts):
         if not isinstance(text, str): raise FilmError(f"text {number} is a {type(text).__name__}, not a string")
         if not text.strip(): raise FilmError(f"text {number} is empty: give a sentence, or no text at all to have the image described")

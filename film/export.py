@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import __version__, fast
-from .core import FilmError, atomic_write
+from .core import FilmError, atomic_write, pip_install
 from .large import Room
 from .network import TOKEN_WIDTH, CrossAttention, Film, TextGuidedStage
 
@@ -82,7 +82,7 @@ def need_packages(
     *names: str, # of modules
 ):
     "`FilmError` that says what to install, unless all of them are there."
-    if not all(find_spec(name) for name in names): raise FilmError("exported networks need more packages: pip install 'film-fusion[export]'")
+    if not all(find_spec(name) for name in names): raise FilmError(f"exported networks need more packages: {pip_install('export')}")
 
 # %% ../nbs/04c_export.ipynb #f0c66c61
 def facts(

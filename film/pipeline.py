@@ -23,7 +23,7 @@ from typing import Callable
 
 from .annotation import read_text_and_facts
 from .baselines import METHODS
-from .core import TASKS, FilmError, Task, atomic_write, get_task, lock_folder, read_image, to_uint8_rgb
+from .core import TASKS, FilmError, Task, atomic_write, get_task, lock_folder, pip_install, read_image, to_uint8_rgb
 from .data import check_pairs, data_root, find_pairs
 
 # %% ../nbs/10_pipeline.ipynb #eb3f9733
@@ -130,7 +130,7 @@ def chosen_tasks(
 # %% ../nbs/10_pipeline.ipynb #1a31d93f
 def _yaml():
     try: import yaml
-    except ImportError: raise FilmError("the pipeline needs more packages: pip install 'film-fusion[notebooks,train]'") from None
+    except ImportError: raise FilmError(f"the pipeline needs more packages: {pip_install('notebooks,train')}") from None
     return yaml
 
 def read_config(
@@ -331,7 +331,7 @@ def execute(
     try:
         import nbformat
         from papermill import PapermillExecutionError, execute_notebook
-    except ImportError: raise FilmError("the pipeline needs more packages: pip install 'film-fusion[notebooks,train]'") from None
+    except ImportError: raise FilmError(f"the pipeline needs more packages: {pip_install('notebooks,train')}") from None
     executed.parent.mkdir(parents=True, exist_ok=True)
     try: execute_notebook(*(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, executed)), parameters, kernel_name="python3", progress_bar=False, cwd=os.getcwd(), extra_arguments=["--IPKernelApp.log_level=50"])
     except PapermillExecutionError as e:
@@ -359,19 +359,20 @@ def check_config(
     "Looks at what later stages would stumble over: packages, device, training settings."
     try:
         import accelerate, h5py, matplotlib, papermill, tensorboard
-    except ImportError as e: raise FilmError(f"the pipeline needs {e.name}: pip install 'film-fusion[notebooks,train]'") from None
+    except ImportError as e: raise FilmError(f"the pipeline needs {e.name}: {pip_install('notebooks,train')}") from None
     from film.fusion import choose_device
     from film.training import TrainSettings
     data_root(config["data"])
     tasks = chosen_tasks(config["task"])
     if not tasks: raise FilmError("task names no task")
     settings = {name: value for name, value in config["train"].items() if name in TrainSettings.__dataclass_fields__}
-    try: TrainSettings(task=tasks[0].name, dataset=config["dataset"], seed=config["seed"], **settings)
+    try: precision = TrainSettings(task=tasks[0].name, dataset=config["dataset"], seed=config["seed"], **settings).mixed_precision
     except TypeError as e: raise FilmError(f"training settings do not fit: {e}") from None
     unknown = sorted({*(config["fuse"].get("rules") or [])} - {*METHODS})
     if unknown: raise FilmError(f"fuse.rules: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} none of {', '.join(METHODS)}")
-    name = config["task"].replace(" ", "").replace(",", "-")
-    return config | dict(device=str(choose_device(config["device"])), out=str(Path(config["out"] or f"outputs/pipeline/{name}-{config['dataset']}")))
+    device, name = str(choose_device(config["device"])), config["task"].replace(" ", "").replace(",", "-")
+    if precision == "fp16" and device == "cpu": raise FilmError("train.mixed_precision fp16 needs a GPU (CUDA); on a CPU use bf16 or no")
+    return config | dict(device=device, out=str(Path(config["out"] or f"outputs/pipeline/{name}-{config['dataset']}")))
 
 def run_pipeline(
     changes: dict | None = None,   # of the configuration, see `configure`

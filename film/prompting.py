@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .core import TASKS, FilmError, reduced, to_uint8_rgb
+from .core import TASKS, FilmError, pip_install, reduced, to_uint8_rgb
 from .text import ComponentError, Description, place_word
 
 # %% ../nbs/01d_prompting.ipynb #71f684da
@@ -235,7 +235,7 @@ class OpenAIWriter:
 
     def _made(self, key, address):
         try: import openai
-        except ImportError: raise ComponentError("the openai client is not installed: pip install 'film-fusion[text]'") from None
+        except ImportError: raise ComponentError(f"the openai client is not installed: {pip_install('text')}") from None
         if key and not (key.isascii() and key.isprintable()): raise ComponentError("OPENAI_API_KEY is not a key: it has characters that no key has, such as curly quotes or line breaks")
         if not key and not address: raise ComponentError("no key for OpenAI: set the environment variable OPENAI_API_KEY, or base_url for a server of your own")
         try: return openai.OpenAI(api_key=key or "none", base_url=address or "https://api.openai.com/v1", timeout=self.timeout, max_retries=self.max_retries)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from . import fast
-from .core import FilmError, atomic_write, contact_sheet, get_task, lock_folder, write_image
+from .core import FilmError, atomic_write, contact_sheet, get_task, lock_folder, pip_install, write_image
 from .data import FusionDataset, Pair, check_pairs, collate, files_digest, find_pairs, pairs_digest
 from .encoding import encode, get_encoder, pair_features, read_features, write_features
 from .losses import LossWeights, fusion_loss
@@ -372,7 +372,7 @@ def train(
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError: raise FilmError("training needs more packages: pip install 'film-fusion[train]'") from None
+    except ImportError: raise FilmError(f"training needs more packages: {pip_install('train')}") from None
     for name, value, least in (("log_every", log_every, 1), ("picture_every", picture_every, 1), ("checkpoint_every", checkpoint_every, 1), ("validate_every", validate_every, 1), ("stop_at", stop_at, 1), ("workers", workers, 0)):
         if value is not None and value < least: raise FilmError(f"{name} must be at least {least}, found {value}")
     fast.keep_memory()

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from .baselines import METHODS as RULES, methods_for
-from .core import MIN_SIDE, TASKS, FilmError, Task, as_image, contact_sheet, get_task, read_image, reduced, to_gray, to_uint8_rgb
+from .core import MIN_SIDE, TASKS, FilmError, Task, as_image, contact_sheet, get_task, pip_install, read_image, reduced, to_gray, to_uint8_rgb
 from .data import data_root, find_pairs
 from .evaluation import METRICS, PAPER_METRICS, metrics
 from .fusion import DESCRIBED_SIDE, fuse_luma, load, load_weights, merge_chroma, normalise, text_tokens, to_output
@@ -265,7 +265,7 @@ SHOWN = 900 # pixels: the longer side of an image in the panel; the file that ca
 
 def _ipywidgets():
     try: import ipywidgets
-    except ImportError: raise FilmError("the explorer needs ipywidgets: pip install 'film-fusion[notebooks]'") from None
+    except ImportError: raise FilmError(f"the explorer needs ipywidgets: {pip_install('notebooks')}") from None
     return ipywidgets
 
 def _jpeg(image):
@@ -467,7 +467,7 @@ def serve(
     try:
         from traitlets.config import Config
         from voila.app import Voila
-    except ImportError: raise FilmError("the app needs voila: pip install 'film-fusion[notebooks]'") from None
+    except ImportError: raise FilmError(f"the app needs voila: {pip_install('notebooks')}") from None
     import logging, nbformat
 
     class App(Voila):

@@ -110,6 +110,7 @@ def ran(out):
     (["--data", "nowhere"], "nowhere: no such data folder"),
     (["--dataset", "Nothing"], "no such dataset"),
     (["--set", "test_list=val"], "no such split list"),
+    (["--device", "cpu", "--set", "train.mixed_precision=fp16"], "fp16 needs a GPU"),
     (["--device", "tpu"], "device 'tpu' is not available"),
     (["--notebooks", "nowhere"], "describe.ipynb: no such notebook"),
     (["--out", "broken.yaml"], "broken.yaml: cannot be written"),

@@ -214,7 +214,7 @@ def test_nothing_is_compared_with_itself(explorer):
 
 def test_missing_packages_are_said(images, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "voila.app", None)
-    assert main(["app", "--no-browser"]) == 2 and "pip install 'film-fusion[notebooks]'" in capsys.readouterr().err
+    assert main(["app", "--no-browser"]) == 2 and "pip install -c constraints.txt -e '.[notebooks]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(FilmError, match=r"pip install 'film-fusion\[notebooks\]'"): explore("a.png", "b.png")
 
