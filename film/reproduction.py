@@ -112,5 +112,5 @@ def artefact_table(
     for name, facts in report["datasets"].items():
         for metric in ARTEFACTS:
             values = [f"{facts['means'][rule][metric]:.2f}" if rule in facts["means"] else "" for rule in rules]
-            lines.append(" | ".join([f"| {name} ({facts['pairs']})" if metric == ARTEFACTS[0] else "| ", metric, *values]) + " |")
+            lines.append(" | ".join([f"| {name} ({facts['pairs']})" if metric == ARTEFACTS[0] else "|", metric, *values]) + " |")
     return "\n".join([*lines, "", *(f"{metric}: {METRICS[metric].title.replace('%', '% of places and scales')}." for metric in ARTEFACTS)])
