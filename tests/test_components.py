@@ -1,5 +1,5 @@
 "Chapter 01c: the research components' real code on tiny random models."
-import json, subprocess, sys, textwrap
+import json, re, subprocess, sys, textwrap
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from skimage import data as photographs
 
 from film.components import (Blip2Captioner, Florence2DenseCaptioner, GritResults, SamSegmenter, batched_nms, box_area, checked_regions, import_segment_anything, model_id,
                              name_masks, pick_device)
-from film.core import FilmError
+from film.core import FilmError, pip_install
 from film.text import Mask, Region, describe, get_component
 from tiny_models import save_blip2, save_florence2, tiny_sam
 
@@ -193,7 +193,7 @@ def test_sam_reads_safetensors_and_refuses_pickles_that_run_code(sam, tmp_path, 
 
 def test_missing_package_is_said(monkeypatch):
     monkeypatch.setattr("film.components.find_spec", lambda name: None)
-    with pytest.raises(FilmError, match=r"pip install 'film-fusion\[text\]'"): import_segment_anything()
+    with pytest.raises(FilmError, match=re.escape(pip_install("text"))): import_segment_anything()
 
 
 def test_masks_are_named_by_overlap():

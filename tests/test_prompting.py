@@ -1,5 +1,5 @@
 "Chapter 01d: the openai client against a real server on this machine, and every way in which it can misbehave."
-import base64, json, threading
+import base64, json, re, threading
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from skimage import data as photographs
 
 from chat_server import GOOD, ChatServer
-from film.core import TASKS, FilmError
+from film.core import TASKS, FilmError, pip_install
 from film.prompting import PRICES, PROMPTS, SUBJECT, Budget, BudgetReached, InvalidReply, OpenAIWriter, check_reply, conversations, count_tokens, facts_text
 from film.text import ComponentError, Mask, Region, describe
 
@@ -210,7 +210,7 @@ def test_without_a_key(monkeypatch):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with pytest.raises(FilmError, match=r"pip install 'film-fusion\[text\]'"): OpenAIWriter("m", base_url="http://127.0.0.1:1/v1").write(description())
+    with pytest.raises(FilmError, match=re.escape(pip_install("text"))): OpenAIWriter("m", base_url="http://127.0.0.1:1/v1").write(description())
 
 
 def test_estimates_are_near_what_the_server_counts():

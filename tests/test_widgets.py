@@ -1,5 +1,6 @@
 "The explorer: its state by code, its panel by widget values, and the app in a real browser by clicks."
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import torch
 
 import film
 from film.cli import main
-from film.core import FilmError, read_image, write_image
+from film.core import FilmError, pip_install, read_image, write_image
 from film.network import Film
 from film.widgets import KEPT, Explorer, explore, free_port, signed_picture
 
@@ -216,7 +217,7 @@ def test_missing_packages_are_said(images, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "voila.app", None)
     assert main(["app", "--no-browser"]) == 2 and "pip install -c constraints.txt -e '.[notebooks]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(FilmError, match=r"pip install 'film-fusion\[notebooks\]'"): explore("a.png", "b.png")
+    with pytest.raises(FilmError, match=re.escape(pip_install("notebooks"))): explore("a.png", "b.png")
 
 
 def test_the_next_free_port_is_taken():
