@@ -179,7 +179,7 @@ def test_what_is_gone_from_the_disk_is_still_shown(dataset, model):
     assert len(panel.explorer.results) == 3 and panel.table.value.count("<tr>") == 4
     panel.explorer.method = "no rule"                            # set by code
     panel.button.click()
-    assert "unknown method 'no rule'" in said(panel) and not panel.button.disabled
+    assert said(panel).startswith("unknown method") and not panel.button.disabled
 
 
 def test_uploaded_images(images, explorer):
