@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from film import export as module
 from film import fast
-from film.cli import main
 from film.core import FilmError, pip_install, read_image
 from film.export import FORMATS, TOLERANCE, Exported, Graph, Graphed, Runner, compare, export, exported, facts
 from film.fusion import fuse, get_network, load
@@ -204,18 +203,21 @@ def test_a_file_of_other_code_is_not_opened(model, files, tmp_path, monkeypatch)
     assert again() == 4 and again() == 4 and len(list((tmp_path / "cache" / "film").iterdir())) == 4
 
 
-def test_command(images, model, capsys):
-    model = randomised(Film(text_width=384, grid=(32, 48), depth=1, text_encoder="all-MiniLM-L6-v2"))
-    model.save_pretrained("weights")
-    assert main(["export", "--onnx", "new/film.onnx", "--openvino", "new/film.xml", "--weights", "weights"]) == 0
-    out = capsys.readouterr().out
-    assert "new/film.onnx" in out and "new/film.xml" in out and "differs from torch by" in out
-    fused = ["fuse", "a.png", "b.png", "--text", "one car", "--device", "cpu"]
+def film(*words): return subprocess.run([sys.executable, "-m", "film", *words], capture_output=True, text=True)
+
+
+def test_command(images):
+    "Each command is a process of its own, as people run it."
+    randomised(Film(text_width=384, grid=(32, 48), depth=1, text_encoder="all-MiniLM-L6-v2")).save_pretrained("weights")
+    made = film("export", "--onnx", "new/film.onnx", "--openvino", "new/film.xml", "--weights", "weights")
+    assert made.returncode == 0 and all(words in made.stdout for words in ("new/film.onnx", "new/film.xml", "differs from torch by")), made.stderr
     for name, options in dict(torch=["--weights", "weights"], plain=["--weights", "weights", "--plain"], onnx=["--weights", "new/film.onnx", "--backend", "onnx"], openvino=["--weights", "new/film.xml"]).items():
-        assert main([*fused, "-o", f"{name}.png", *options]) == 0
+        made = film("fuse", "a.png", "b.png", "--text", "one car", "--device", "cpu", "-o", f"{name}.png", *options)
+        assert made.returncode == 0, made.stderr
         assert np.abs(read_image(f"{name}.png").astype(int) - read_image("torch.png")).max() <= 2  # colour magnifies a level
     for wrong, says in [(["export"], "name a file"), (["export", "--onnx", "film.xml"], "ends in .onnx"), (["export", "--onnx", "film.onnx", "--weights", "nowhere"], "no such weights")]:
-        assert main(wrong) == 2 and says in capsys.readouterr().err
+        made = film(*wrong)
+        assert made.returncode == 2 and says in made.stderr
 
 
 @pytest.mark.parametrize("dtype, largest, mean", [("bfloat16", dict(smooth=6, random=15), 1), ("float16", dict(smooth=1.5, random=2.5), .2)])
