@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/film demo
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 pipeline: .venv/installed-pipeline
 	$(BIN)/film pipeline

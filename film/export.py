@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from . import __version__, fast
 from .core import FilmError, atomic_write, pip_install
+from .data import files_digest
 from .large import Room
 from .network import TOKEN_WIDTH, CrossAttention, Film, TextGuidedStage
 
@@ -141,9 +142,16 @@ def _write_onnx(model: Film, path: Path) -> Path:
     return path
 
 
+@lru_cache(maxsize=1)
+def _openvino_core():
+    "The process's one OpenVINO core. Each sets a signal stack and frees it when it goes, so of two the second to go leaves a stack that is no more: the next signal ends the process."
+    import openvino
+    return openvino.Core()
+
+
 def _write_openvino(onnx: Path, path: Path, facts: dict[str, str]) -> Path:
     import openvino
-    network = openvino.Core().read_model(onnx)
+    network = _openvino_core().read_model(onnx)
     for name, value in facts.items(): network.set_rt_info(value, ["film", name])
     openvino.save_model(network, path, compress_to_fp16=False)
     return path
@@ -179,8 +187,7 @@ class Exported:
         return {name.removeprefix("film."): value for name, value in session.get_modelmeta().custom_metadata_map.items()}
 
     def _open_openvino(self, path: Path, device: str) -> dict[str, str]:
-        import openvino
-        core = openvino.Core()
+        core = _openvino_core()
         if device.upper() not in core.available_devices: raise FilmError(f"device {device!r} is not available in this OpenVINO")
         network = core.read_model(path)
         compiled = core.compile_model(network, device.upper(), {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": torch.get_num_threads()} if device == "cpu" else {})})
@@ -226,9 +233,7 @@ def cache_folder() -> Path:
 @lru_cache(maxsize=1)
 def _code() -> str:
     "A digest of film's version and of the two modules that an exported network is made of."
-    digest = hashlib.sha256(__version__.encode())
-    for name in ("export.py", "network.py"): digest.update((files("film") / name).read_bytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(f"{__version__} {files_digest(files('film') / name for name in ('export.py', 'network.py'))}".encode()).hexdigest()[:16]
 
 # %% ../nbs/04c_export.ipynb #b6bfd15a
 def exported(
