@@ -12,6 +12,7 @@ __all__ = ['PAPER_SIZE', 'GENERATORS', 'default_root', 'data_root', 'Pair', 'lis
 import hashlib, json, os, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Iterable, Mapping
 
@@ -21,7 +22,6 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from . import core
 from .core import IMAGE_EXTENSIONS, LUMA, FilmError, Task, atomic_write, get_task, image_stem, pip_install, read_image, to_float, to_gray, write_image
 from .encoding import AUTHORS_ENCODER, read_features, same_encoder
 
@@ -659,7 +659,7 @@ def generate_pairs(
     if silhouettes and (views or lamps): raise FilmError("silhouettes have a ground of their own: neither views nor lamps with them")
     generator = silhouette_pair if silhouettes else GENERATORS[task.name]
     if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
-    marks, mark = folder/"generated.json", dict(generator=generator.__name__, code=files_digest([Path(core.__file__).with_name("data.py")])[:16], seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | {key: True for key, given in dict(views=views, lamps=lamps).items() if given}
+    marks, mark = folder/"generated.json", dict(generator=generator.__name__, code=files_digest([files("film") / "data.py"])[:16], seed=seed, photographs={name: files_digest([path])[:16] for name, (path, *_) in images.items()}) | {key: True for key, given in dict(views=views, lamps=lamps).items() if given}
     try: there = json.loads(marks.read_text()) if folder.exists() else mark
     except (OSError, ValueError): there = None
     if isinstance(there, dict):  # more photographs are welcome, but not where each may be another's view or ground
