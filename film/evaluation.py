@@ -6,10 +6,10 @@
 __all__ = ['METRICS', 'PAPER_METRICS', 'PAPER', 'RELEASED', 'PAPER_IMAGES', 'gray_levels', 'entropy', 'standard_deviation',
            'spatial_frequency', 'average_gradient', 'mutual_information', 'mse', 'correlation', 'psnr', 'scd', 'ssim',
            'vif', 'qabf', 'fmi', 'nabf', 'qcb', 'ms_ssim', 'mef_ssim', 'contrast_changes', 'contrast_loss',
-           'contrast_amplification', 'contrast_reversal', 'Metric', 'get_metrics', 'metrics', 'batch_metrics',
-           'Problem', 'Evaluation', 'name_methods', 'evaluate_folders', 'bootstrap_mean', 'ranks', 'Row', 'leaderboard',
-           'to_markdown', 'to_latex', 'to_json', 'write_csv', 'leaderboard_picture', 'best_and_worst', 'image_set',
-           'paper_table', 'write_report']
+           'contrast_amplification', 'contrast_reversal', 'contrast_picture', 'Metric', 'get_metrics', 'metrics',
+           'batch_metrics', 'Problem', 'Evaluation', 'name_methods', 'evaluate_folders', 'bootstrap_mean', 'ranks',
+           'Row', 'leaderboard', 'to_markdown', 'to_latex', 'to_json', 'write_csv', 'leaderboard_picture',
+           'best_and_worst', 'image_set', 'paper_table', 'write_report']
 
 # %% ../nbs/08_evaluation.ipynb #313422a1
 import csv, json, os, warnings
@@ -520,6 +520,18 @@ def contrast_reversal(
     return _percent("REV", fused, a, b)
 
 def _percent(name, *images): return 100 * float(np.mean([places[name].mean() for places in _changes(_arrays(*images))]))
+
+# %% ../nbs/08_evaluation.ipynb #b4bac05c
+def contrast_picture(
+    fused: np.ndarray, # (H, W), gray levels 0..255
+    a: np.ndarray,     # the same shape
+    b: np.ndarray,     # the same shape
+    names: tuple[str, ...] = ("LOSS", "AMPL", "REV"), # what is marked
+) -> np.ndarray:       # (H, W, 3) uint8
+    "The fused image with lost contrast blue, amplified yellow and reversed red, see `contrast_changes`."
+    picture, places = np.stack([fused.clip(0, 255).astype(np.uint8)] * 3, -1), contrast_changes(fused, a, b)
+    for name in names: picture[places[name] > 0] = dict(LOSS=(60, 120, 255), AMPL=(255, 200, 0), REV=(255, 0, 0))[name]
+    return picture
 
 # %% ../nbs/08_evaluation.ipynb #c61503dc
 @dataclass(frozen=True)
