@@ -361,18 +361,18 @@ def check_config(
         import accelerate, h5py, matplotlib, papermill, tensorboard
     except ImportError as e: raise FilmError(f"the pipeline needs {e.name}: {pip_install('notebooks,train')}") from None
     from film.fusion import choose_device
-    from film.training import TrainSettings
+    from film.training import TrainSettings, check_precision
     data_root(config["data"])
     tasks = chosen_tasks(config["task"])
     if not tasks: raise FilmError("task names no task")
     settings = {name: value for name, value in config["train"].items() if name in TrainSettings.__dataclass_fields__}
-    try: precision = TrainSettings(task=tasks[0].name, dataset=config["dataset"], seed=config["seed"], **settings).mixed_precision
+    try: training = TrainSettings(task=tasks[0].name, dataset=config["dataset"], seed=config["seed"], **settings)
     except TypeError as e: raise FilmError(f"training settings do not fit: {e}") from None
     unknown = sorted({*(config["fuse"].get("rules") or [])} - {*METHODS})
     if unknown: raise FilmError(f"fuse.rules: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} none of {', '.join(METHODS)}")
-    device, name = str(choose_device(config["device"])), config["task"].replace(" ", "").replace(",", "-")
-    if precision == "fp16" and device == "cpu": raise FilmError("train.mixed_precision fp16 needs a GPU (CUDA); on a CPU use bf16 or no")
-    return config | dict(device=device, out=str(Path(config["out"] or f"outputs/pipeline/{name}-{config['dataset']}")))
+    device, name = choose_device(config["device"]), config["task"].replace(" ", "").replace(",", "-")
+    check_precision(training, device)
+    return config | dict(device=str(device), out=str(Path(config["out"] or f"outputs/pipeline/{name}-{config['dataset']}")))
 
 def run_pipeline(
     changes: dict | None = None,   # of the configuration, see `configure`
