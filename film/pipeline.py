@@ -318,7 +318,7 @@ def forget_texts(
         except FilmError: continue  # a person's; the stage says what is wrong with it
         if ".cache" in path.parts:
             if computed and facts.get("role") != "writer": path.unlink()
-        elif text and text == facts.get("paragraph"): path.with_suffix(".txt").unlink(); path.unlink()
+        elif text and text == str(facts.get("paragraph")).strip(): path.with_suffix(".txt").unlink(); path.unlink()
 
 # %% ../nbs/10_pipeline.ipynb #45895a2c
 def execute(
