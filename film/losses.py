@@ -97,7 +97,7 @@ def gradient_loss(
     burnt: float = 0.0,     # with `signed`: a broad step into white is wanted less, by the share of it that is not in M - M**16 (M - m) / 2, M the brighter and m the darker source, times min(1, burnt s**3), s how broad it is, the share that smoothing by twice `smooth` leaves of the edges around (broad is what that leaves); 0: as high as it is
     noise: float = 0.0,     # with `signed`: the edge wanted fades where s, as for `detail`, is no more than about this, times s**2 / (s**2 + noise**2); 0: nowhere
 ) -> Tensor:                # scalar >= 0
-    "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two."
+    "mean |S(F) - gain max(S(A), S(B))| (paper, section 3.4, with gain 1): at every pixel the stronger edge of the two. With `signed` mean (|F * Kx - gain W * Kx| + |F * Ky - gain W * Ky|), W at each pixel the source with the stronger edge."
     if cold: a = torch.maximum(a, b - cold * torch.tanh((b - a) / cold))
     if not signed: return (sobel(fused, padding) - gain * torch.maximum(sobel(a, padding), sobel(b, padding))).abs().mean()
     fused, da, db = (derivatives(image, padding) for image in (fused, a, b))
