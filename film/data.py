@@ -213,9 +213,15 @@ def random_darken(
     b: np.ndarray,            # like `a`
     most: float,              # the largest exponent, at least 1
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]: # in [0, 1]
-    "Either image by itself: as it is with probability 1/2, else x ** gamma with gamma log-uniform in [1, most]. What is black or white stays so."
-    return tuple(x ** np.float32(most ** max(0.0, rng.uniform(-1, 1))) for x in (a, b))
+    grain: float = 0.0,       # largest standard deviation of the noise, gray levels of 255
+) -> tuple[np.ndarray, np.ndarray]: # float32 in [0, 1]
+    "Either image by itself: as it is with probability 1/2, else x ** gamma with gamma log-uniform in [1, most], so that black and white stay so, and then Gaussian noise of a standard deviation uniform in [0, grain]."
+    def darkened(x):
+        gamma = most ** rng.uniform(-1, 1)
+        if gamma <= 1: return x
+        x = x ** np.float32(gamma)
+        return (x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, grain) / 255)).clip(0, 1) if grain else x
+    return darkened(a), darkened(b)
 
 # %% ../nbs/03_data.ipynb #1a9cde60
 def token_subset(
@@ -335,6 +341,7 @@ class FusionDataset(Dataset):
         crop: tuple[int, int] = (144, 192),          # mode 'crop': height, width
         flips: bool = True,                          # mode 'crop': mirror at random, both ways
         darken: float = 1.0,                         # above 1: `random_darken` with so large an exponent
+        grain: float = 0.0,                          # and so much noise
         max_tokens: int | None = None,               # train on a random subset of at most so many tokens; None: all
         texts: Mapping[str, np.ndarray] | None = None, # name -> (L, D) or (1, L, D) features; None: the pairs' own files
         encoder: str | None = None,                  # name of the text encoder; features of another one are refused
@@ -346,9 +353,10 @@ class FusionDataset(Dataset):
         if min(crop) < 16: raise FilmError(f"crop {crop} is too small: height and width need at least 16 pixels")
         if max_tokens is not None and max_tokens < 1: raise FilmError(f"max_tokens must be at least 1, found {max_tokens}")
         if not 1 <= darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {darken}")
+        if grain and not (0 < grain <= 255 and darken > 1): raise FilmError(f"grain must be in 0..255 and needs darken above 1, found grain {grain} with darken {darken}")
         if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
         self.source = _Packed(pairs, encoder, only) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, encoder, cache)
-        self.task, self.mode, self.crop, self.flips, self.darken = get_task(task), mode, tuple(crop), flips, darken
+        self.task, self.mode, self.crop, self.flips, self.darken, self.grain = get_task(task), mode, tuple(crop), flips, darken, grain
         self.max_tokens, self.seed, self.epoch = max_tokens, seed, 0
 
     @property
@@ -378,7 +386,7 @@ class FusionDataset(Dataset):
         elif self.mode == "paper" and self.task.name != "mif": a, b = resize_paper(a), resize_paper(b)
         text = token_subset(text, self.max_tokens, rng)
         a, b = to_float(a), to_float(b)
-        if self.darken > 1: a, b = random_darken(a, b, self.darken, rng)
+        if self.darken > 1: a, b = random_darken(a, b, self.darken, rng, self.grain)
         a, b = (torch.from_numpy(np.array(x[None], order="C")) for x in (a, b))
         return dict(a=a, b=b, text=torch.from_numpy(np.array(text)), name=self.names[index])
 

@@ -26,7 +26,7 @@ class TextEncoder(Protocol):
     width: int
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        "One (L_i, D) float32 array a text, special tokens included, without padding; the same whatever else is in the list."
+        "One (L_i, D) float32 array a text, special tokens included, without padding; but for rounding the same whatever else is in the list."
         ...
 
 # %% ../nbs/02_blip2_encoding.ipynb #4471bc2b

@@ -991,7 +991,7 @@ def image_set(
     if dataset not in PAPER: return "other", f"{dataset} is not one of the paper's test sets ({', '.join(PAPER)}): its rows cannot be compared"
     foreign = sorted(set(names) - set(listed)) if listed else []
     if foreign: return "other", f"{len(foreign)} of {count} images are not in the test list of {dataset} ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''})"
-    if size is None: return "unknown", f"{count} images; how many of {dataset} the paper used is not on record, so its row is a rough guide only"
+    if size is None: return "unknown", f"{count} images; how many of {dataset} the paper used stands in its authors' test list, which is not at hand, so its row is a rough guide only"
     if count > size: return "other", f"{count} images, the paper's test set has {size}"
     if count < size: return "subset", f"{count} of the {size} images in the paper's test set: the difference is partly the choice of images"
     return "whole", f"all {size} images of the paper's test set"

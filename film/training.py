@@ -47,6 +47,7 @@ class TrainSettings:
     crop: tuple[int, int] = setting((128, 128), "mode 'crop': rows, columns, 16 to 8192")
     flips: bool = setting(False, "mode 'crop': mirror at random, both ways")
     darken: float = setting(1.0, "above 1 either image is darkened at random, x ** gamma with gamma up to this, so that weights fit cameras darker than those of the training pairs")
+    grain: float = setting(0.0, "with `darken`: noise in what is darkened, of a standard deviation up to so many gray levels of 255, so that weights do not take a dark camera's grain for texture")
     max_tokens: int | None = setting(None, "random subset of the text's tokens at each step (text is averaged over tokens, cost grows with them)", type=int)
     batch_size: int = setting(2, "pairs a step and process")
     epochs: int = setting(150, "passes over the pairs")
@@ -100,6 +101,7 @@ class TrainSettings:
         if not 0 <= self.clipped <= 1: raise FilmError(f"clipped must be in 0..1, found {self.clipped}")
         if not 0 < self.root <= 1: raise FilmError(f"root must be above 0 and at most 1, found {self.root}")
         if not 1 <= self.darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {self.darken}")
+        if self.grain and not (0 < self.grain <= 255 and self.darken > 1): raise FilmError(f"grain must be in 0..255 and needs darken above 1, found grain {self.grain} with darken {self.darken}")
         for name in ("max_steps", "max_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1: raise FilmError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.clip is not None and not self.clip > 0: raise FilmError(f"clip must be positive, found {self.clip}")
@@ -410,7 +412,7 @@ def train(
     aside = held_out(settings, len(names))
     if len(names) - len(aside) < settings.batch_size * world:
         raise FilmError(f"{len(names)} pairs, {len(aside)} of them held out, do not fill one batch of {settings.batch_size} for {world} process(es)")
-    data = dataset([i for i in range(len(names)) if i not in aside], settings.mode, crop=settings.crop, flips=settings.flips, darken=settings.darken, max_tokens=settings.max_tokens, seed=settings.seed)
+    data = dataset([i for i in range(len(names)) if i not in aside], settings.mode, crop=settings.crop, flips=settings.flips, darken=settings.darken, grain=settings.grain, max_tokens=settings.max_tokens, seed=settings.seed)
     validation = dataset(aside) if aside else None
     shown = (validation or everything)[0]
 

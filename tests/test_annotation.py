@@ -7,6 +7,7 @@ import pytest
 from skimage import data as photographs
 
 from chat_server import ChatServer
+from film import annotation
 from film.annotation import Cache, Summary, describe_dataset, encode_dataset, image_hash, plan_dataset, run_jobs
 from film.core import FilmError, read_image, write_image
 from film.encoding import read_features
@@ -401,3 +402,24 @@ def test_devices_and_writers_that_cannot_be(root, capsys):
     describe_dataset(root, "ivf", "Toy", **LIGHT)
     assert "device 'tpu' is not available" in film(capsys, "encode", root, "--dataset", "Toy", "--device", "tpu")[1]
     with pytest.raises(FilmError, match="needs a writer"): describe_dataset(root, "ivf", "Toy", writer="none")
+
+
+def test_a_text_saved_with_a_byte_order_mark(root):
+    describe_dataset(root, "ivf", "Toy", **LIGHT)
+    assert encode_dataset(root, "ivf", "Toy").done == 4
+    path = root / "Text/IVF/Toy/VI/p0.txt"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert str(encode_dataset(root, "ivf", "Toy")) == "0 made, 4 kept"
+
+
+def test_a_text_half_made_again_is_not_a_persons(root, monkeypatch):
+    describe_dataset(root, "ivf", "Toy", **LIGHT)
+    image = next((root / "Image/IVF/Toy/VI").glob("p0.*"))
+    write_image(image, 255 - read_image(image))
+    def crash(path, write=annotation.atomic_write):
+        if path.suffix == ".txt": raise KeyboardInterrupt
+        return write(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(annotation, "atomic_write", crash)
+        with pytest.raises(KeyboardInterrupt): describe_dataset(root, "ivf", "Toy", **LIGHT)
+    assert str(describe_dataset(root, "ivf", "Toy", **LIGHT)) == "1 made, 7 kept"

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 
-from film.core import TASKS, FilmError, read_image, to_gray, write_image
-from film.data import (GENERATORS, FusionDataset, Pair, check_pairs, collate, data_root, exposure_pair, find_pairs, generate_pairs, list_images, pack, pair_folders,
+from film.core import TASKS, FilmError, pip_install, read_image, to_gray, write_image
+from film.data import (GENERATORS, FusionDataset, Pair, check_pairs, collate, data_root, defocus_pair, exposure_pair, find_pairs, generate_pairs, list_images, near_mask, pack, pair_folders, pairs_digest,
                        random_crop, random_flip, resize_paper, token_subset)
 from film.encoding import AUTHORS_ENCODER, write_features
 
@@ -176,7 +176,14 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(root):
     dark = make(darken=3)
     dark.set_epoch(7)
     assert not all(same(dark[i], forward[i]) for i in range(5)) and all(torch.equal(dark[i]["text"], forward[i]["text"]) and (dark[i]["a"] <= forward[i]["a"]).all() for i in range(5))
+    grainy = make(darken=3, grain=4)
+    grainy.set_epoch(7)
+    changed = [(item[side], before[side], plain[side]) for item, before, plain in zip((grainy[i] for i in range(5)), (dark[i] for i in range(5)), forward) for side in "ab"]
+    assert all(torch.equal(item, plain) for item, before, plain in changed[::2] if torch.equal(before, plain))  # noise only in what is darkened; the first image has the darkening that it has without
+    assert any(item.unique().numel() > 2 * before.unique().numel() and (item - before).abs().max() < 8 * 4 / 255 for item, before, _ in changed[::2])
     with pytest.raises(FilmError, match="darken"): make(darken=0.5)
+    for grain, darken in [(-1, 2), (256, 2), (float("nan"), 2), (1, 1)]:
+        with pytest.raises(FilmError, match="grain must be"): make(grain=grain, darken=darken)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -416,3 +423,37 @@ def test_the_sample_is_remade_by_its_script(tmp_path):
 @pytest.mark.parametrize("task, dataset, split, count", [("ivf", "RoadScene", "train", 171), ("ivf", "RoadScene", "test", 50), ("mif", "Harvard", "test", 69), ("mef", "HDR27", "train", 27), ("mff", "Lytro", "test", 10)])
 def test_real_data_sets_are_read(task, dataset, split, count):
     assert len(check_pairs(find_pairs(SHARED / "data", task, dataset, split))) == count
+
+
+def test_the_first_exposure_is_the_longer():
+    photograph = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    for seed in range(5):
+        for options in ({}, dict(lamps=True), dict(view=photograph)):
+            over, under = exposure_pair(photograph, np.random.default_rng(seed), **options)
+            assert over.mean() > 1.2 * under.mean(), (seed, options)
+
+
+def test_near_and_far_are_sharp_where_the_mask_says():
+    photograph = np.random.default_rng(0).integers(0, 256, (96, 128), np.uint8)
+    for seed in range(5):
+        mask = near_mask(to_gray(photograph), np.random.default_rng(seed))
+        near, far = (np.abs(image.astype(int) - photograph) for image in defocus_pair(photograph, np.random.default_rng(seed)))
+        assert near[mask > 0.99].mean() < far[mask > 0.99].mean() and far[mask < 0.01].mean() < near[mask < 0.01].mean()
+
+
+def test_the_digest_knows_the_text(root):
+    pairs = find_pairs(root, "ivf", "Toy")
+    digest = pairs_digest(pairs)
+    write_features(pairs[0].text, np.ones((1, 3, 8)), "toy")
+    assert pairs_digest(pairs) != digest
+
+
+def test_equal_photographs_of_two_names_differ_as_pairs(tmp_path):
+    for name in "ab": write_image(tmp_path / "photographs" / f"{name}.png", np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8))
+    folder = generate_pairs(tmp_path / "photographs", "mff", "Made", tmp_path)
+    assert (folder / "NEAR/a.png").read_bytes() != (folder / "NEAR/b.png").read_bytes()
+
+
+def test_every_index_has_its_own_window(root):
+    data = FusionDataset([find_pairs(root, "ivf", "Toy")[4]] * 4, "ivf", "crop", crop=(32, 40))
+    assert len({data[i]["a"].numpy().tobytes() for i in range(4)}) == 4

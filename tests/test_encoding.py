@@ -206,3 +206,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full)  # the sidecar's turn: rather no features than features of other texts
     with pytest.raises(FilmError, match="No space left"): write_features(tmp_path / "x.npy", np.zeros((1, 2, 3)), "toy", texts="new")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_hash_alone_is_no_encoder():
+    assert same_encoder("minilm:/one@0123abcd", "minilm:/two@0123abcd") and not same_encoder("minilm:/one@0123abcd", "blip2:/one@0123abcd")

@@ -12,7 +12,7 @@ from scipy.signal import convolve2d
 
 from film.core import TASKS, FilmError, to_gray, write_image
 from film.data import pair_folders
-from film.evaluation import (METRICS, PAPER, RELEASED, batch_metrics, best_and_worst, bootstrap_mean, evaluate_folders, get_metrics, gray_levels, leaderboard, metrics, paper_table,
+from film.evaluation import (METRICS, PAPER, RELEASED, batch_metrics, best_and_worst, bootstrap_mean, evaluate_folders, get_metrics, gray_levels, image_set, leaderboard, metrics, paper_table,
                              ranks, to_json, to_latex, to_markdown, write_report)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -450,3 +450,32 @@ def test_folders_of_one_name_stay_apart(folders):
     (folders / "poor").rename(folders / "again/good")
     with pytest.warns(UserWarning, match="more than once"): result = evaluate_folders([folders / "good", folders / "again/good", folders / "again/../good"], pairs_of(folders))
     assert {name.count("/") for name in result.scores} == {1} and [len(scores) for scores in result.scores.values()] == [3, 2]
+
+
+def test_image_sets():
+    for count, listed, kind in ((19, None, "subset"), (20, None, "whole"), (21, None, "other"), (20, ["0"], "other")):
+        assert image_set("Lytro", [str(i) for i in range(count)], listed)[0] == kind
+
+
+def test_best_first_where_less_is_better(folders, monkeypatch):
+    titles = []
+    monkeypatch.setattr("film.evaluation.contact_sheet", lambda rows, names: titles.extend(names))
+    result = evaluate_folders(folders / "good", pairs_of(folders), "MSE")
+    best_and_worst(result)
+    values = sorted(scores["MSE"] for scores in result.scores["good"].values())
+    assert [line[2] for line in titles] == [f"good: MSE {value:.2f}" for value in (values[0], values[-1])]
+
+
+def test_tables_mark_the_best_and_half_the_interval(folders):
+    result = evaluate_folders({m: folders / m for m in ("good", "poor")}, pairs_of(folders), "EN,MSE")
+    good, poor = leaderboard(result)
+    lines = to_markdown(result).splitlines()
+    assert lines[2].startswith("| good | **") and lines[2].count("**") == 4 and "**" not in lines[3]
+    half = (good.high["MSE"] - good.low["MSE"]) / 2
+    assert half > 0.01 and f"$\\mathbf{{{good.mean['MSE']:.2f}}}_{{\\pm {half:.2f}}}$" in to_latex(result) and to_latex(result).count("mathbf") == 2
+
+
+def test_sources_of_one_name_are_ambiguous(folders):
+    shutil.copy(folders / "A/p0.png", folders / "A/p0.bmp")
+    result = evaluate_folders(folders / "good", pairs_of(folders))
+    assert [(p.kind, p.name) for p in result.problems] == [("source", "p0")] and "ambiguous" in result.problems[0].message and "p0" not in result.scores["good"]

@@ -330,3 +330,9 @@ def test_same_seed_same_metrics_even_after_a_kill(sample, tmp_path, capsys):
     assert code == 0 and ran(out.replace("mff ", "")) == ["train", "fuse", "evaluate", "report"], err
     one, other = (json.loads((folder / "metrics.json").read_text())["tasks"]["mff"] for folder in (sample, tmp_path / "out"))
     assert one == other
+
+
+def test_a_writer_that_ends_with_a_line_break_is_forgotten(tmp_path):
+    (tmp_path / "p.txt").write_text("Words.\n\n"); (tmp_path / "p.json").write_text('{"paragraph": "Words.\\n"}')
+    pipeline.forget_texts(tmp_path, computed=False)
+    assert not list(tmp_path.iterdir())

@@ -264,3 +264,8 @@ def test_names_tell_prompts_versions_and_servers_apart(monkeypatch):
     assert servers[0] == servers[1] != servers[2] and "//" not in servers[0]
     with pytest.raises(FilmError, match="choose one of paper, questions"): OpenAIWriter("m", prompts="poem")
     assert count_tokens([dict(content="x" * 400)]) == 104
+
+
+def test_a_server_that_says_the_key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789abcdef")
+    assert OpenAIWriter("m")._without_key("no quota for sk-test-0123456789abcdef:\n ask us") == "no quota for ***: ask us"

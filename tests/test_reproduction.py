@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from film.cli import main
-from film.core import FilmError, write_image
+from film.core import FilmError, read_image, write_image
 from film.evaluation import PAPER, PAPER_METRICS, metrics
 from film.fusion import BUNDLED, WEIGHTS_FOLDER, load
-from film.reproduction import ARTEFACTS, artefact_table, checksum, reproduce, reproduction_table
+from film.reproduction import ARTEFACTS, artefact_table, checksum, reproduce, reproduce_one, reproduction_table
 
 
 def test_bundled_weights_are_whole():
@@ -86,3 +86,18 @@ def test_nothing_to_reproduce(root, tmp_path, capsys):
     with pytest.raises(FilmError, match="no test list of RoadScene"): reproduce(root, tmp_path, ["RoadScene"])
     with pytest.raises(FilmError, match="Street: not a test set of the paper"): reproduce(root, tmp_path, ["Street"])
     assert main(["evaluate"]) == 2 and "name a folder of fused images, or --paper" in capsys.readouterr().err
+
+
+def test_results_are_gray_and_made_again_for_other_weights_or_sources(root, tmp_path, monkeypatch):
+    folder, far = tmp_path / "out" / "Lytro", root / "Image/MFF/Lytro/FAR/two.png"
+    write_image(far, np.random.default_rng(1).integers(0, 256, (64, 80, 3), np.uint8))
+    def made():
+        reproduce_one("mff", "Lytro", root, tmp_path / "out")
+        return [(folder / method / "two.png").stat().st_mtime_ns for method in ("film", "average")]
+    film, average = made()
+    assert read_image(folder / "film" / "two.png").ndim == 2
+    monkeypatch.setattr("film.reproduction.checksum", lambda path: "0" * 64)
+    again = made()
+    assert again[0] != film and again[1] == average
+    write_image(far, np.full((64, 80), 7, np.uint8))
+    assert made()[1] != average

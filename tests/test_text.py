@@ -11,7 +11,7 @@ from skimage import data as photographs
 from film.core import TASKS, FilmError, write_image
 from film.objects import ObjectRegions, box_mask, detect, overlap
 from film.text import (COMPONENTS, Mask, Region, blur_effect, describe, draw_regions, get_component, hue_name, light_regions, mask_to_rle, measure,
-                       measure_in_masks, plural, rle_to_mask)
+                       measure_in_masks, plural, region_facts, rle_to_mask)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "Image"
 MEASURED = dict(dense="measured", segmenter="none")
@@ -280,3 +280,8 @@ def test_the_first_modality_is_the_default():
     image = np.tile(np.arange(64, dtype=np.uint8) * 3, (48, 1))
     for task, modality in (("ivf", "IR"), ("mif", "MRI"), ("mef", "OVER"), ("mff", "NEAR")):
         assert describe(image, task=task).modality == modality and describe(image, task=task).paragraph == describe(image, task=task, modality=modality).paragraph
+
+
+def test_contrast_is_against_what_lies_around():
+    image = np.zeros((60, 60), np.uint8); image[20:40, 20:40] = 255
+    assert region_facts(image, (20, 20, 40, 40)) == dict(area=pytest.approx(1 / 9), light=1, contrast=1)

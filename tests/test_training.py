@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from film.cli import main
 from film.core import FilmError, read_image, to_gray, write_image
 from film.data import find_pairs, pack
+from film.encoding import write_features
 from film.fusion import load_weights
 from film.losses import LossWeights, fusion_loss
 from film.network import Film
 from film.text import describe
-from film.training import Run, make_settings, text_features, train, training_pairs
+from film.training import Run, learning_rate, make_settings, text_features, train, training_pairs
 
 TINY = dict(dataset="Tiny", depth=1, grid=(8, 32), crop=(32, 32), max_steps=30, epochs=99, lr=1e-3, batch_size=2)
 
@@ -344,3 +345,15 @@ def test_the_loss_is_minimised_without_a_network(dataset, tmp_path):
     image, a, b = (torch.from_numpy(to_gray(read_image(path)).astype(np.float32))[None, None] for path in (tmp_path / "out" / "p1.png", pair.a, pair.b))
     wanted, start = (fusion_loss(fused, a, b, LossWeights(**form))["total"] for fused in (image, torch.maximum(a, b)))
     assert wanted < 0.7 * start
+
+
+@pytest.mark.parametrize("change", [dict(darken=4.0), dict(max_tokens=2), dict(text_lr=0.5), dict(clip=1e-4)])
+def test_every_setting_reaches_the_training(dataset, tmp_path, change):
+    for i in range(6): write_features(dataset / "TextFeature/IVF/Tiny" / f"p{i}.npy", np.random.default_rng(i).standard_normal((1, 6, 8)), "toy")
+    one, other = (load_file(train(make_settings("quick", **TINY | dict(max_steps=3) | more), dataset, tmp_path / name, device="cpu") / "model.safetensors") for name, more in (("plain", {}), ("changed", change)))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_warm_up_begins_above_zero():
+    settings = make_settings("quick", lr=1.0, warmup=4)
+    assert [learning_rate(settings, step, 10, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]

@@ -1,0 +1,37 @@
+"Brightness and colour of what `fuse` returns."
+import numpy as np
+
+from film.core import LUMA, get_task, is_colour, rgb_to_chroma
+from film.fusion import merge_chroma, normalise, to_output
+
+
+def test_luma_is_truncated_as_released():
+    assert to_output(np.float32([[0.999, 0.5, 1]]), None).tolist() == [[254, 127, 255]]
+
+
+def test_a_constant_result_stays():
+    fused = np.full((20, 20), 0.25, np.float32)
+    normalise(fused)
+    assert (fused == 0.25).all()
+
+
+def test_colour_is_that_of_b():
+    a, b = np.random.default_rng(0).random((2, 20, 20, 3), np.float32)
+    for task in ("ivf", "mif"): assert np.array_equal(merge_chroma(a, b, a[..., 0], get_task(task)), rgb_to_chroma(b))
+
+
+def test_where_both_are_clipped_the_darker_decides():
+    over, under = np.full((40, 40, 3), np.float32([1, 1, 0.98])), np.full((40, 40, 3), np.float32([0.99, 0.7, 0.5]))
+    found = merge_chroma(over, under, under @ LUMA, get_task("mef"))
+    assert np.abs(found - rgb_to_chroma(under)).max() < 0.02, np.abs(found - rgb_to_chroma(under)).max()
+
+
+def test_flat_images_have_the_mean_colour():
+    a, b = (np.full((40, 40, 3), np.float32(rgb)) for rgb in ([0.9, 0.3, 0.3], [0.3, 0.3, 0.9]))
+    assert np.allclose(merge_chroma(a, b, a[..., 0], get_task("mff")), (rgb_to_chroma(a) + rgb_to_chroma(b)) / 2, atol=1e-5)
+
+
+def test_any_channel_may_differ():
+    for channel in range(3):
+        image = np.zeros((16, 16, 3), np.uint8); image[3, 4, channel] = 1
+        assert is_colour(image)
