@@ -143,6 +143,8 @@ def describe_dataset(
     "Describes every image of a dataset; resumable at the image, safe to kill."
     task, root = get_task(task), data_root(root)
     base = Path(out or root) / "Text"
+    try: check_folder(base, keep=False)
+    except FilmError as error: raise FilmError(f"{error}: choose another root for the texts, out (--out)") from None
     cache = cache or Cache(base / ".cache")
     parts = _components(dense=dense, segmenter=segmenter, captioner=captioner, writer=writer)
     if parts["writer"] is None: raise FilmError("describing a data set needs a writer: measured, openai")

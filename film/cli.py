@@ -58,10 +58,16 @@ def run_fuse(args) -> int:
     from film.large import write_large
     if args.text and args.text_features: raise FilmError("give --text or --text-features, not both")
     if args.dataset and args.a: raise FilmError("give two images or folders, or --dataset, not both")
+    if not args.dataset and (args.data or args.split): raise FilmError("--data and --split need --dataset")
+    if args.method != "film" and (args.text or args.text_features or args.weights): raise FilmError(f"--method {args.method} takes neither text nor weights")
     if args.dataset: pairs = find_pairs(args.data, args.task, args.dataset, args.split)
     elif not args.a or not args.b: raise FilmError("give two images, two folders, or --dataset")
-    elif args.a.is_dir() != args.b.is_dir(): raise FilmError("one of the two is a folder and the other is not: give two images or two folders")
-    else: pairs = pair_folders(args.a, args.b) if args.a.is_dir() else None
+    else:
+        for path in (args.a, args.b):
+            if not path.exists(): raise FilmError(f"{path}: no such file or folder")
+        if args.a.is_dir() != args.b.is_dir(): raise FilmError("one of the two is a folder and the other is not: give two images or two folders")
+        pairs = pair_folders(args.a, args.b) if args.a.is_dir() else None
+        if pairs == []: raise FilmError(f"{args.a} and {args.b}: no images of a kind that is read in folders ({', '.join(sorted(IMAGE_EXTENSIONS))})")
     keep_memory()
     options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory, stretch=args.stretch)
     for name in ("weights", "plain", "backend", "dtype", "compile"):
@@ -117,7 +123,9 @@ def run_evaluate(args) -> int:
     if bool(args.dataset) == bool(args.a and args.b): raise FilmError("name the sources: --a and --b, or --dataset")
     if args.paper and not args.dataset: raise FilmError("--paper needs --dataset")
     pairs = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b)
-    if args.out: check_folder(args.out, keep=False)
+    if args.out:
+        if args.out.resolve() in {folder.resolve() for folder in (*args.fused, pairs[0].a.parent, pairs[0].b.parent)}: raise FilmError(f"{args.out}: holds images that are scored; choose another folder for tables and pictures")
+        check_folder(args.out, keep=False)
     listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")] if args.paper and (pairs[0].a.parents[1] / "test.txt").is_file() else None
     evaluation = evaluate_folders(args.fused, pairs, args.metrics, args.workers)
     print(paper_table(evaluation, args.dataset, listed) if args.paper else to_markdown(evaluation))
@@ -297,7 +305,7 @@ def add_train(p: argparse.ArgumentParser):
     Trains weights from the pairs under ROOT/Image/<TASK>/<DATASET>/. A run lives in its folder; when it was stopped or killed, the same command with --resume goes on
     to the same weights."""
     from film.training import PRESETS
-    p.add_argument("--preset", default="quick", choices=PRESETS, help="settings to start from: 'paper' as released, 'quick' for a CPU (default: quick)")
+    p.add_argument("--preset", default="quick", choices=(*PRESETS, "bundled"), help="settings to start from: 'paper' as released, 'quick' for a CPU, 'bundled' as the last stage of the task's own weights, going on from them (default: quick)")
     p.add_argument("--data", metavar="ROOT", help="data root, or a packed file of film pack (default: FILM_DATA, else ./data)")
     p.add_argument("--out", default="outputs/train", help="the run's folder (default: outputs/train)")
     p.add_argument("--resume", action="store_true", help="continue the run in that folder, or start it")
@@ -313,6 +321,7 @@ def add_train(p: argparse.ArgumentParser):
 def run_train(args) -> int:
     "`film train`"
     from film.training import make_settings, train
+    if not sys.stderr.isatty(): print(f"losses: {Path(args.out) / 'log.jsonl'}, pictures beside it", file=sys.stderr)  # where no progress bar says that it goes on
     weights = train(make_settings(args.preset, **given_settings(args)), args.data, args.out, resume=args.resume, device=args.device, workers=args.workers,
                     log_every=args.log_every, picture_every=args.picture_every, checkpoint_every=args.checkpoint_every, validate_every=args.validate_every, stop_at=args.stop_at)
     if weights is None: return 130  # stopped by a signal, as shells report it

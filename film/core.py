@@ -9,9 +9,10 @@ __all__ = ['TASKS', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'MOST_PIXELS', 'LUMA', 'Film
            'rgb_to_chroma', 'merge_luma_chroma', 'reduced', 'to_uint8_rgb', 'contact_sheet', 'show']
 
 # %% ../nbs/00_core.ipynb #be955b3d
-import io, logging, os, re, sys, threading, uuid, warnings
+import io, json, logging, os, re, sys, threading, uuid, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,10 @@ class FilmError(ValueError):
 def pip_install(
     extra: str, # 'train', 'notebooks', 'text', 'export', 'docs'; several with commas between
 ) -> str:
-    "The command that installs an optional part, to end a message with. The package is in no registry."
+    "The command that installs an optional part, to end a message with. The package is in no registry: from the checkout, or from the wheel that it was installed from."
+    try: source = json.loads(distribution("film-fusion").read_text("direct_url.json"))
+    except (PackageNotFoundError, TypeError, ValueError): source = {}  # not installed by pip
+    if "archive_info" in source: return f"pip install 'film-fusion[{extra}] @ {source['url']}'"
     return f"pip install -c constraints.txt -e '.[{extra}]' in film's checkout"
 
 

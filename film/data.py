@@ -102,7 +102,7 @@ def find_pairs(
         file = folder/f"{split}.txt"
         if not file.is_file():
             there = sorted(p.stem for p in folder.glob("*.txt"))
-            raise FilmError(f"{file}: no such split list; there {'is ' + ', '.join(there) if there else 'are none'}")
+            raise FilmError(f"{file}: no such split list; there {'is ' + ', '.join(there) if there else 'are none: write the names into it, one a line, without extensions'}")
         try: lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError): raise FilmError(f"{file}: cannot be read as UTF-8; save the list of names as UTF-8") from None
         paths = [line for line in lines if "/" in line or os.sep in line]
@@ -688,7 +688,7 @@ def generate_pairs(
                 made = generator(read_image(path), rng, **behind, **dict(lamps=True) if lamps else {})
                 for target, image in zip(targets, made): write_image(target, image)
             names.append(name)
-        except FilmError as e: print(f"passed over: {e}")
+        except FilmError as e: print(f"passed over: {e}" if str(path) in str(e) else f"passed over: {path}: {e}")
     if not names: raise FilmError(f"{photographs}: no image could be used")
     with atomic_write(folder/"train.txt") as temporary: temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return folder

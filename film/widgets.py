@@ -180,7 +180,7 @@ class Explorer:
             if model is None: luma = RULES[method](to_gray(a), to_gray(b))
             else:
                 luma = fuse_luma(model, to_gray(a), to_gray(b), text_tokens(texts, self.images, self.task, model))
-                normalise(luma)
+                normalise(luma, to_gray(a), to_gray(b))
             fused = to_output(luma, merge_chroma(a, b, luma, self.task))
         seconds = time.perf_counter() - start
         self.report("scoring")

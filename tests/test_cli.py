@@ -85,6 +85,10 @@ def write_bad_inputs(folder):
     (["a.png", "b.png", "--method", "magic"], "choose one of film"),
     (["a.png", "b.png", "--device", "tpu"], "device"),
     (["a.png", "."], "give two images or two folders"),
+    (["a.png", "nowhere"], "nowhere: no such file or folder"),
+    (["half", "renamed"], "half and renamed: no images of a kind"),
+    (["a.png", "b.png", "--split", "test"], "--data and --split need --dataset"),
+    (["a.png", "b.png", "--method", "average", "--text", "a car"], "--method average takes neither"),
 ])
 def test_bad_input(images, capsys, argv, says):
     write_bad_inputs(images)
@@ -322,6 +326,9 @@ def test_evaluate(dataset, tmp_path, capsys):
     code, out, err = run(capsys, "evaluate", tmp_path / "average", *where)
     assert code == 1 and "p2: no fused image" in err
     assert run(capsys, "evaluate", tmp_path / "average")[0] == 2
+    for folder in (tmp_path / "average", tmp_path / "maximum" / ".." / "average", dataset / "Image" / "IVF" / "Tiny" / "VI"):
+        code, _, err = run(capsys, "evaluate", tmp_path / "average", *where, "-o", folder)
+        assert code == 2 and "holds images that are scored" in err and not list(folder.glob("*.md"))
     for options, says in ((["--paper", "--metrics", "all", "--split", "val"], "leave out --split, --metrics"), ([tmp_path / "average", *where, "--a", dataset], "name the sources once")):
         code, out, err = run(capsys, "evaluate", *options)
         assert code == 2 and says in err and err.count("\n") == 1

@@ -329,6 +329,13 @@ def test_generated_data_set_is_resumed_and_its_seed_kept(tmp_path, capsys):
     make = lambda name, seed=0: generate_pairs(tmp_path / "photographs", "mff", name, tmp_path, seed)
     folder = make("One")
     assert "passed over" in capsys.readouterr().out and (folder / "train.txt").read_text() == "a\nb\nc\n"
+    for seed in range(9):  # whose view is the broken one is said, not only the broken one
+        generate_pairs(tmp_path / "photographs", "mef", f"Views{seed}", tmp_path, seed, views=True)
+        lost = set("abc") - set((tmp_path / f"Image/MEF/Views{seed}/train.txt").read_text().split())
+        said = capsys.readouterr().out
+        assert all(f"{name}.png: " in said for name in lost)
+        if lost: break
+    else: raise AssertionError("no view was drawn from the broken photograph")
     assert len(check_pairs(find_pairs(tmp_path, "mff", "One", "train"))) == 3
     assert generate_pairs(tmp_path / "photographs", "mff", "One", tmp_path / "new" / "root") == tmp_path / "new/root/Image/MFF/One"  # the root is made
     before = (folder / "NEAR" / "b.png").read_bytes()

@@ -1,8 +1,8 @@
 "Brightness and colour of what `fuse` returns."
 import numpy as np
 
-from film.core import LUMA, get_task, is_colour, rgb_to_chroma
-from film.fusion import merge_chroma, normalise, to_output
+from film.core import LUMA, TASKS, get_task, is_colour, rgb_to_chroma
+from film.fusion import fuse, merge_chroma, normalise, to_output
 
 
 def test_luma_is_truncated_as_released():
@@ -10,9 +10,17 @@ def test_luma_is_truncated_as_released():
 
 
 def test_a_constant_result_stays():
-    fused = np.full((20, 20), 0.25, np.float32)
-    normalise(fused)
+    fused, ramp = np.full((20, 20), 0.25, np.float32), np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
+    normalise(fused, ramp, ramp)
     assert (fused == 0.25).all()
+
+
+def test_even_frames_stay_even():
+    "Two black frames are no picture of the network's border; frames of a few levels are stretched, as released."
+    black, white, rising = np.zeros((40, 48), np.uint8), np.full((40, 48), 255, np.uint8), np.tile(np.arange(48, dtype=np.uint8), (40, 1)) // 12 + 100
+    for task in TASKS:
+        for a, b in ((black, black), (white, white), (black, white)): assert (fuse(a, b, text="nothing", task=task, device="cpu") == np.maximum(a, b)).all(), task
+    assert np.ptp(fuse(rising, rising, text="nothing", device="cpu")) == 255
 
 
 def test_colour_is_that_of_b():

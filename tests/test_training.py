@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from film.cli import main
-from film.core import FilmError, read_image, to_gray, write_image
+from film.core import TASKS, FilmError, read_image, to_gray, write_image
 from film.data import find_pairs, pack
 from film.encoding import write_features
-from film.fusion import load_weights
+from film.fusion import WEIGHTS_FOLDER, load, load_weights
 from film.losses import LossWeights, fusion_loss
 from film.network import Film
 from film.text import describe
@@ -320,7 +321,17 @@ def test_resuming_needs_no_start_weights(dataset, tmp_path):
     shutil.rmtree(first)
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, train(settings, dataset, tmp_path / "paused", resume=True, device="cpu")))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    with pytest.raises(FilmError, match="neither 'default' nor 'pass-through'"): train(settings, dataset, tmp_path / "new", resume=True, device="cpu")  # where there is no checkpoint yet, they are
+    with pytest.raises(FilmError, match="neither 'default', 'pass-through' nor 'bundled'"): train(settings, dataset, tmp_path / "new", resume=True, device="cpu")  # where there is no checkpoint yet, they are
+
+
+def test_the_bundled_weights_are_gone_on_from(dataset, tmp_path):
+    for task in TASKS:
+        settings, last = make_settings("bundled", task=task, dataset="Own"), json.loads((WEIGHTS_FOLDER / task / "settings.json").read_text())
+        assert (settings.task, settings.dataset, settings.start, settings.validation) == (task, "Own", "bundled", 0)
+        assert all(getattr(settings, term.name) == last.get(term.name, term.default) for term in fields(LossWeights))
+    made = load_file(train(make_settings("bundled", dataset="Tiny", max_steps=1, crop=(32, 32)), dataset, tmp_path / "own", device="cpu") / "model.safetensors")
+    bundled = load("ivf", "cpu").state_dict()
+    assert made.keys() == bundled.keys() and 0 < max((made[name] - bundled[name]).abs().max() for name in made) < 1e-3  # one step at the start of the warm-up
 
 
 def test_a_data_set_named_twice_is_refused(dataset, tmp_path):
