@@ -414,7 +414,7 @@ def pack(
     texts: Mapping[str, np.ndarray] | None = None, # name -> (L, D) features; None: the pairs' own files
     encoder: str | None = None, # name of the text encoder, kept in the file; None: as the feature files say
 ) -> int:                      # bytes written
-    "Packs pairs for training: images (1, H, W) float32 in [0, 1], text (1, L, D) float32. Written atomically."
+    "Packs pairs for training: images (1, H, W) float32 in [0, 1], text (1, L, D) float32. Written atomically. `FilmError` for names that come twice, pairs that cannot be read, or a disk that is full."
     if mode == "crop": raise FilmError("pack whole images ('paper' or 'whole') and crop when reading")
     dataset = FusionDataset(pairs, task, mode, texts=texts, encoder=encoder, cache=False)
     twice = sorted({name for name in dataset.names if dataset.names.count(name) > 1})

@@ -192,7 +192,7 @@ def write_features(
     encoder: str,            # the encoder's `name`
     **more,                  # further facts for the sidecar, such as a hash of the texts
 ):
-    "Writes the feature file and, before it, its sidecar; each appears whole or not at all, and never beside one of another time."
+    "Writes the feature file and, before it, its sidecar; each appears whole or not at all, and never beside one of another time. `FilmError` for another extension or shape, or values that are not finite."
     path = Path(path)
     if path.suffix != ".npy": raise FilmError(f"{path}: a feature file ends in .npy")
     features = np.asarray(features, np.float32)

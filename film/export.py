@@ -241,7 +241,7 @@ def exported(
     backend: str,              # 'onnx' or 'openvino'
     device: str | None = None, # see `Exported`
 ) -> Exported:
-    "The model in another runtime, exported the first time."
+    "The model in another runtime, exported the first time. `FilmError` for an unknown runtime, missing packages, or a network that does not come out the same."
     if backend not in FORMATS: raise FilmError(f"unknown backend {backend!r}: choose one of {', '.join(FORMATS)}")
     checksum = facts(model)["weights"]
     path = cache_folder() / f"{checksum}-{_code()}{FORMATS[backend]}"

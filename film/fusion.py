@@ -63,7 +63,7 @@ def load_weights(
     weights: str | os.PathLike,  # see `Film.from_weights`; also the folder of a training run
     device: str | None = None,
 ) -> Film:                       # in evaluation mode
-    "A model from a folder, a checkpoint or the hub, on that device."
+    "A model from a folder, a checkpoint or the hub, on that device. `FilmError` if there is none, it is damaged or of another network."
     if not isinstance(weights, (str, os.PathLike)): raise FilmError(f"weights are a path or a hub id, not a {type(weights).__name__}")
     run = Path(weights)
     if not (run / "model.safetensors").is_file():
@@ -75,14 +75,14 @@ def load_weights(
 def get_network(
     task: str | Task,
     weights = None,            # None: bundled; a `Film`; a folder, a checkpoint file, a hub id; an exported .onnx or .xml file; or what this function returned
-    device: str | None = None,
+    device: str | None = None, # see `fuse`, as all that follow
     *,
-    plain: bool = False,       # see `fuse`
+    plain: bool = False,
     backend: str | None = None,
     dtype: str | None = None,
     compile: bool = False,
 ) -> Runner | Exported | Graphed: # called as network(a, b, text); its text_encoder and text_width say which text it takes
-    "Weights, and the form in which they run."
+    "Weights, and the form in which they run. `FilmError` if they cannot be loaded, or do not run in that form."
     form = ", ".join(name for name, given in dict(plain=plain, dtype=dtype, compile=compile).items() if given)
     if backend is not None and form: raise FilmError(f"{form}: for torch only, leave out the backend {backend!r}")
     if isinstance(weights, (Runner, Exported, Graphed)):
@@ -107,7 +107,7 @@ def text_tokens(
     task: Task,
     model: Film | Runner | Exported | Graphed,
 ) -> np.ndarray:                           # (1, L, text_width) float32
-    "Token features of whatever the user gave as text."
+    "Token features of whatever the user gave as text. `FilmError` if it is empty, or features are of another encoder."
     if model.text_encoder == "constant": return np.ones((1, 1, 1), np.float32)  # weights trained without text take none
     if isinstance(text, Pair):
         features, facts = (None, {}) if text.text is None else read_features(text.text)
@@ -404,7 +404,7 @@ def fuse_stream(
     stretch: bool = False,             # see `fuse`
     **form,                            # weights, device, plain, backend, dtype, compile: see `fuse`
 ) -> Iterator[tuple[str, str | None]]: # name and what went wrong, in order
-    "Reads, fuses and writes at the same time, a few pairs at once."
+    "Reads, fuses and writes at the same time, a few pairs at once. What is wrong with a pair is said with its name; `FilmError` if nothing can be fused at all."
     if batch is not None and batch < 1: raise FilmError(f"a batch of {batch} pairs is too few, at least 1 is needed")
     task, ahead = get_task(task), AHEAD if max_memory is None else 0
     check_method(method, max_memory)

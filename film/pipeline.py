@@ -365,6 +365,7 @@ def check_config(
     data_root(config["data"])
     tasks = chosen_tasks(config["task"])
     if not tasks: raise FilmError("task names no task")
+    for task in tasks: find_pairs(config["data"], task, config["dataset"], text=None)
     settings = {name: value for name, value in config["train"].items() if name in TrainSettings.__dataclass_fields__}
     try: training = TrainSettings(task=tasks[0].name, dataset=config["dataset"], seed=config["seed"], **settings)
     except TypeError as e: raise FilmError(f"training settings do not fit: {e}") from None

@@ -139,7 +139,7 @@ def make_settings(
 # %% ../nbs/06_training.ipynb #45c144ff
 def check_precision(
     settings: TrainSettings,
-    device: torch.device,
+    device: torch.device, # where it will train
 ):
     "`FilmError` for fp16 on a CPU, where accelerate would train in float32 and not say so."
     if settings.mixed_precision == "fp16" and device.type == "cpu": raise FilmError("mixed_precision fp16 needs a GPU (CUDA); on a CPU use bf16 or no")
@@ -148,8 +148,8 @@ def check_precision(
 def learning_rate(
     settings: TrainSettings,
     step: int,            # 0, 1, ...
-    steps_per_epoch: int,
-    total_steps: int,
+    steps_per_epoch: int, # for schedule 'step'
+    total_steps: int,     # of the run, for schedule 'cosine'
 ) -> float:
     "Adam's learning rate at a step."
     if settings.schedule == "step": return settings.lr * settings.lr_gamma ** (step // steps_per_epoch // settings.lr_epochs)

@@ -1,7 +1,8 @@
 "Brightness and colour of what `fuse` returns."
 import numpy as np
+import pytest
 
-from film.core import LUMA, TASKS, get_task, is_colour, rgb_to_chroma
+from film.core import LUMA, TASKS, FilmError, get_task, is_colour, read_image, rgb_to_chroma, write_image
 from film.fusion import fuse, merge_chroma, normalise, to_output
 
 
@@ -43,3 +44,10 @@ def test_any_channel_may_differ():
     for channel in range(3):
         image = np.zeros((16, 16, 3), np.uint8); image[3, 4, channel] = 1
         assert is_colour(image)
+
+
+@pytest.mark.parametrize("name, most", [("a.webp", 16383), ("a.jpg", 65500)])
+def test_sides_that_a_format_does_not_hold(tmp_path, name, most):
+    write_image(tmp_path / name, np.zeros((16, most), np.uint8))
+    assert read_image(tmp_path / name).shape[1] == most
+    with pytest.raises(FilmError, match=f"{most + 1}x16 pixels are too many for"): write_image(tmp_path / name, np.zeros((16, most + 1), np.uint8))
