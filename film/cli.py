@@ -81,6 +81,7 @@ def run_fuse(args) -> int:
         (write_large if args.max_memory else write_image)(args.out, fuse(args.a, args.b, text=args.text_features or args.text, **options))
         print(args.out)
         return 0
+    if args.text_features and not args.text_features.is_dir(): raise FilmError(f"{args.text_features}: for many pairs, a folder of <name>.npy is needed")
     if args.out.is_file() or args.out.suffix.lower() in IMAGE_EXTENSIONS: raise FilmError(f"{args.out}: for many pairs, OUT must be a folder")
     text = dict(text=lambda pair: args.text_features / f"{pair.name}.npy") if args.text_features else dict(text=lambda pair: args.text) if args.text else {}
     summary = fuse_pairs(pairs, args.out, resume=args.resume, workers=args.workers, **text, **options)

@@ -55,7 +55,7 @@ def list_images(
 ) -> dict[str, list[Path]]:    # name -> its files (more than one is ambiguous), sorted by name
     "The image files of a folder by name without extension. `FilmError` if there is no such folder."
     folder, found = Path(folder), {}
-    if not folder.is_dir(): raise FilmError(f"{folder}: no such folder")
+    if not folder.is_dir(): raise FilmError(f"{folder}: {'a file, and a folder of images is needed' if folder.exists() else 'no such folder'}")
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file():
             found.setdefault(image_stem(path.name), []).append(path)
@@ -287,9 +287,10 @@ class _Packed:
     "Images and features of a packed file; each process that reads has its own handle."
     groups = "imageA", "imageB", "text"
 
-    def __init__(self, path, encoder, only=None):
+    def __init__(self, path, task, encoder, only=None):
         self.path, self.process, self.file = Path(path), None, None
         file = self._open()
+        if file.attrs.get("task", task.name) != task.name: raise FilmError(f"{path}: holds {file.attrs['task']} pairs, not {task.name}")
         self.encoder = file.attrs.get("encoder", AUTHORS_ENCODER)  # the authors' own files do not say
         if encoder and not same_encoder(encoder, self.encoder): raise FilmError(f"{path}: text made with {self.encoder}, but {encoder} is needed; pack again")
         missing = [group for group in self.groups if group not in file]
@@ -355,7 +356,7 @@ class FusionDataset(Dataset):
         if not 1 <= darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {darken}")
         if grain and not (0 < grain <= 255 and darken > 1): raise FilmError(f"grain must be in 0..255 and needs darken above 1, found grain {grain} with darken {darken}")
         if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
-        self.source = _Packed(pairs, encoder, only) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, encoder, cache)
+        self.source = _Packed(pairs, get_task(task), encoder, only) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, encoder, cache)
         self.task, self.mode, self.crop, self.flips, self.darken, self.grain = get_task(task), mode, tuple(crop), flips, darken, grain
         self.max_tokens, self.seed, self.epoch = max_tokens, seed, 0
 
@@ -422,6 +423,7 @@ def pack(
     with atomic_write(path) as temporary:
         try:
             with _h5py().File(temporary, "w") as file:
+                file.attrs["task"] = dataset.task.name
                 if dataset.encoder: file.attrs["encoder"] = dataset.encoder
                 for item in tqdm(dataset, desc="packing", disable=None):
                     for group, value in zip(_Packed.groups, (item["a"], item["b"], item["text"][None])):

@@ -868,14 +868,14 @@ def to_markdown(
     evaluation: Evaluation,
 ) -> str:
     "The leaderboard as a Markdown table: mean [95 % interval], the best of each column bold, ranks where there are several methods."
-    rows, several = leaderboard(evaluation), len(evaluation.scores) > 1
+    rows, several, used, total = leaderboard(evaluation), len(evaluation.scores) > 1, len(evaluation.common()), len(evaluation.pairs)
+    cell = _cell if used > 1 else lambda row, name: f"{row.mean[name]:.2f}"  # of one image there is no interval
     lines = [["method", *_heads(evaluation, {"higher": "↑", "lower": "↓"}), *["mean rank"] * several]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
-        cells = [f"**{_cell(row, name)}**" if several and row.rank[name] == 1 else _cell(row, name) for name in evaluation.metrics]
+        cells = [f"**{cell(row, name)}**" if several and row.rank[name] == 1 else cell(row, name) for name in evaluation.metrics]
         lines.append([row.method.replace("|", "\\|"), *cells, *[f"{row.mean_rank:.1f}"] * several])
-    used, total = len(evaluation.common()), len(evaluation.pairs)
-    note = f"{used} images{f' of {total}' if used < total else ''}; means with bootstrap 95 % confidence intervals."
+    note = f"{used} image{'s' * (used != 1)}{f' of {total}' if used < total else ''}{'; means with bootstrap 95 % confidence intervals' if used > 1 else ''}."
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", note])
 
 # %% ../nbs/08_evaluation.ipynb #8413d7b4

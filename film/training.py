@@ -76,7 +76,7 @@ class TrainSettings:
     broad: float = setting(0.0, "weight of the gradient loss at a quarter and an eighth of the size, without gain: depth of burnt grounds, fewer halos (not in the paper)")
     gain: float = setting(1.0, "the gradient loss wants edges so many times as strong as in the sources: above 1 for more contrast (not in the paper)")
     seed: int = setting(0, "initial weights, order, crops, flips, token subsets")
-    start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', or a file or folder of weights to go on from (a run's checkpoint.pt too)")
+    start: str = setting("default", "initial weights: 'default' of PyTorch, 'pass-through', 'bundled' for the task's own, or a file or folder of weights to go on from (a run's checkpoint.pt too)")
     depth: int = setting(3, "text-guided stages of the network")
     grid: tuple[int, int] = setting((288, 384), "grid on which text meets image")
     mixed_precision: str = setting("no", "'no', 'bf16' or 'fp16' (accelerate): of the network, the loss is always in float32; fp16 needs a GPU, bf16 works on a CPU too")

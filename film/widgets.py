@@ -177,10 +177,11 @@ class Explorer:
             model = self._model() if method == "film" else None
             self.report(f"fusing {a.shape[1]}x{a.shape[0]} pixels: {method}")
             # the steps of film.fuse, to have luma before it is rounded
-            if model is None: luma = RULES[method](to_gray(a), to_gray(b))
+            grays = to_gray(a), to_gray(b)
+            if model is None: luma = RULES[method](*grays)
             else:
-                luma = fuse_luma(model, to_gray(a), to_gray(b), text_tokens(texts, self.images, self.task, model))
-                normalise(luma, to_gray(a), to_gray(b))
+                luma = fuse_luma(model, *grays, text_tokens(texts, self.images, self.task, model))
+                normalise(luma, *grays)
             fused = to_output(luma, merge_chroma(a, b, luma, self.task))
         seconds = time.perf_counter() - start
         self.report("scoring")

@@ -87,6 +87,7 @@ def write_bad_inputs(folder):
     (["a.png", "."], "give two images or two folders"),
     (["a.png", "nowhere"], "nowhere: no such file or folder"),
     (["half", "renamed"], "half and renamed: no images of a kind"),
+    ([".", ".", "--text-features", "narrow.npy"], "narrow.npy: for many pairs, a folder"),
     (["a.png", "b.png", "--split", "test"], "--data and --split need --dataset"),
     (["a.png", "b.png", "--method", "average", "--text", "a car"], "--method average takes neither"),
 ])

@@ -301,6 +301,12 @@ except FilmError as e: print("refused:", e)
     assert target.read_text() == "the old file" and [p.name for p in target.parent.iterdir()] == ["toy.h5"]
 
 
+def test_a_packed_file_knows_its_task(root):
+    pack(root / "own.h5", find_pairs(root, "ivf", "Toy"), "ivf")
+    assert len(FusionDataset(root / "own.h5", "ivf")) == 5
+    with pytest.raises(FilmError, match="holds ivf pairs, not mef"): FusionDataset(root / "own.h5", "mef")
+
+
 def test_packing_refuses_what_it_cannot_hold(root, monkeypatch):
     pairs = find_pairs(root, "ivf", "Toy")
     with pytest.raises(FilmError, match="crop when reading"): pack(root / "x.h5", pairs, "ivf", "crop")

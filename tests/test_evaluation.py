@@ -360,6 +360,7 @@ def test_nothing_to_evaluate(folders):
     (folders / "empty").mkdir()
     with pytest.raises(FilmError, match="nothing could be evaluated:\n.*p0: no fused image"): evaluate_folders(folders / "empty", pairs_of(folders))
     with pytest.raises(FilmError, match="no such folder"): evaluate_folders(folders / "nowhere", pairs_of(folders))
+    with pytest.raises(FilmError, match="p0.png: a file, and a folder"): evaluate_folders(folders / "good" / "p0.png", pairs_of(folders))
     result = evaluate_folders({"good": folders / "good", "empty": folders / "empty"}, pairs_of(folders))
     assert list(result.scores) == ["good"] and {p.method for p in result.problems} == {"empty"}
     (folders / "good/p0.png").unlink(), (folders / "good/p1.png").unlink()
@@ -479,3 +480,8 @@ def test_sources_of_one_name_are_ambiguous(folders):
     shutil.copy(folders / "A/p0.png", folders / "A/p0.bmp")
     result = evaluate_folders(folders / "good", pairs_of(folders))
     assert [(p.kind, p.name) for p in result.problems] == [("source", "p0")] and "ambiguous" in result.problems[0].message and "p0" not in result.scores["good"]
+
+
+def test_one_image_has_no_interval(folders):
+    table = to_markdown(evaluate_folders(folders / "good", pairs_of(folders)[:1], "EN"))
+    assert "[" not in table and table.endswith("\n1 image.")
