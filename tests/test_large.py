@@ -126,5 +126,5 @@ def test_command(tmp_path, capsys):
     assert np.abs(read_image(tmp_path / "free.tif").astype(int) - read_image(tmp_path / "limited.tif")).max() <= 1
     for size, says in (("1MB", "at least 64 MB"), ("much", "not a size")):
         assert cli.main([*command, str(tmp_path / "no.tif"), "--max-memory", size]) == 2 and says in capsys.readouterr().err
-    assert cli.main([*command, str(tmp_path / "no.tif"), "--max-memory", "1GB", "--method", "average"]) == 2 and "needs method film" in capsys.readouterr().err
+    assert cli.main([*command[:3], "-o", str(tmp_path / "no.tif"), "--max-memory", "1GB", "--method", "average"]) == 2 and "needs method film" in capsys.readouterr().err
     assert not (tmp_path / "no.tif").exists()
