@@ -322,7 +322,6 @@ def add_train(p: argparse.ArgumentParser):
 def run_train(args) -> int:
     "`film train`"
     from film.training import make_settings, train
-    if not sys.stderr.isatty(): print(f"losses: {Path(args.out) / 'log.jsonl'}, pictures beside it", file=sys.stderr)  # where no progress bar says that it goes on
     weights = train(make_settings(args.preset, **given_settings(args)), args.data, args.out, resume=args.resume, device=args.device, workers=args.workers,
                     log_every=args.log_every, picture_every=args.picture_every, checkpoint_every=args.checkpoint_every, validate_every=args.validate_every, stop_at=args.stop_at)
     if weights is None: return 130  # stopped by a signal, as shells report it

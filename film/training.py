@@ -9,7 +9,7 @@ __all__ = ['PRESETS', 'setting', 'TrainSettings', 'bundled_folder', 'make_settin
            'save_weights', 'train']
 
 # %% ../nbs/06_training.ipynb #dbbba287
-import copy, json, math, shutil, signal, tempfile, threading
+import copy, json, math, shutil, signal, sys, tempfile, threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
@@ -450,6 +450,7 @@ def train(
 
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=start + 1) if main else None
     bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)
+    if main and bar.disable: print(f"losses: {run.folder / 'log.jsonl'}, pictures beside it", file=sys.stderr)  # where no progress bar says that it goes on
     if main: run.log_file.touch()  # from here on the folder is this run's
     with stop_on_signal() as stopped, deterministic(accelerator.device):
         for epoch in range(start // steps_per_epoch, settings.epochs):
