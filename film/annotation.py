@@ -78,10 +78,12 @@ class Cache:
         return value if isinstance(value, str) else None
 
 @contextmanager
-def _for_the_cache():
+def _or_end(remedy):
     "A folder that cannot be written ends the run."
     try: yield
-    except FilmError as error: raise ComponentError(f"{error}: choose another folder for the cache") from None
+    except FilmError as error: raise ComponentError(f"{error}: {remedy}") from None
+
+def _for_the_cache(): return _or_end("choose another folder for the cache")
 
 class _NoLock:
     def __enter__(self): pass
@@ -143,8 +145,6 @@ def describe_dataset(
     "Describes every image of a dataset; resumable at the image, safe to kill."
     task, root = get_task(task), data_root(root)
     base = Path(out or root) / "Text"
-    try: check_folder(base, keep=False)
-    except FilmError as error: raise FilmError(f"{error}: choose another root for the texts, out (--out)") from None
     cache = cache or Cache(base / ".cache")
     parts = _components(dense=dense, segmenter=segmenter, captioner=captioner, writer=writer)
     if parts["writer"] is None: raise FilmError("describing a data set needs a writer: measured, openai")
@@ -184,6 +184,7 @@ def _describe_file(path, same, task, modality, name, target, parts, cache, force
     image = read_image(path)
     made_from, facts_path = _made_from(image, parts), target.with_suffix(".json")
     if not force and (standing := _standing(target, made_from)): return standing
+    with _or_end("choose another root for the texts, out (--out)"): check_folder(target.parent)
     d = describe(image, task=task, modality=modality, name=name, remember=cache, **parts)
     with atomic_write(facts_path) as temporary:
         temporary.write_text(json.dumps(d.to_dict() | made_from, indent=1) + "\n", encoding="utf-8")

@@ -412,6 +412,16 @@ def test_a_text_saved_with_a_byte_order_mark(root):
     assert str(encode_dataset(root, "ivf", "Toy")) == "0 made, 4 kept"
 
 
+def test_texts_that_stand_need_no_folder_that_can_be_written(root, monkeypatch):
+    describe_dataset(root, "ivf", "Toy", **LIGHT)
+    def read_only(folder, *_, **__): raise FilmError(f"{folder}: cannot be written")
+    monkeypatch.setattr(annotation, "check_folder", read_only)
+    assert describe_dataset(root, "ivf", "Toy", **LIGHT).kept == 8
+    (root / "Text/IVF/Toy/VI/p0.txt").unlink()
+    summary = describe_dataset(root, "ivf", "Toy", **LIGHT)
+    assert "Toy/VI: cannot be written: choose another root for the texts" in summary.stopped and summary.done == 0
+
+
 def test_a_text_half_made_again_is_not_a_persons(root, monkeypatch):
     describe_dataset(root, "ivf", "Toy", **LIGHT)
     image = next((root / "Image/IVF/Toy/VI").glob("p0.*"))
