@@ -14,7 +14,7 @@ import argparse, json, os, sys, warnings
 from pathlib import Path
 
 from . import __version__
-from .core import IMAGE_EXTENSIONS, TASKS, FilmError, check_folder, contact_sheet, is_colour, pip_install, read_image, warn_in_a_line, write_image
+from .core import BUNDLED, IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_folder, contact_sheet, is_colour, pip_install, read_image, warn_in_a_line, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_dataset(p: argparse.ArgumentParser, split: str | None = None):
@@ -125,7 +125,7 @@ def run_evaluate(args) -> int:
     if args.paper and not args.dataset: raise FilmError("--paper needs --dataset")
     pairs = find_pairs(args.data, args.task, args.dataset, args.split) if args.dataset else pair_folders(args.a, args.b)
     if args.out:
-        if args.out.resolve() in {folder.resolve() for folder in (*args.fused, pairs[0].a.parent, pairs[0].b.parent)}: raise FilmError(f"{args.out}: holds images that are scored; choose another folder for tables and pictures")
+        if args.out.resolve() in {folder.resolve() for folder in (*args.fused, *(path.parent for pair in pairs for path in (pair.a, pair.b)))}: raise FilmError(f"{args.out}: holds images that are scored; choose another folder for tables and pictures")
         check_folder(args.out, keep=False)
     listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")] if args.paper and (pairs[0].a.parents[1] / "test.txt").is_file() else None
     evaluation = evaluate_folders(args.fused, pairs, args.metrics, args.workers)
@@ -449,7 +449,7 @@ def info() -> dict:
     from importlib.metadata import PackageNotFoundError, version
     import torch
     from film.fast import backend
-    from film.fusion import BUNDLED, WEIGHTS_FOLDER, choose_device
+    from film.fusion import choose_device
     from film.reproduction import checksum, listed_checksums
     listed = listed_checksums()
     def installed(name):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPER_SIZE', 'GENERATORS', 'default_root', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs',
-           'check_pairs', 'files_digest', 'pairs_digest', 'resize_paper', 'random_crop', 'random_flip', 'random_darken',
-           'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask', 'response_curve', 'lamp_light',
-           'exposure_pair', 'silhouette_pair', 'near_mask', 'defocus_pair', 'scan_pair', 'generate_pairs']
+           'check_pairs', 'files_digest', 'pairs_digest', 'resize_paper', 'random_crop', 'random_flip',
+           'check_darkening', 'random_darken', 'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask',
+           'response_curve', 'lamp_light', 'exposure_pair', 'silhouette_pair', 'near_mask', 'defocus_pair', 'scan_pair',
+           'generate_pairs']
 
 # %% ../nbs/03_data.ipynb #27751f66
 import hashlib, json, os, zlib
@@ -208,6 +209,15 @@ def random_flip(
     return a, b
 
 # %% ../nbs/03_data.ipynb #5b7f20d1
+def check_darkening(
+    darken: float,
+    grain: float,
+):
+    "`FilmError` unless `random_darken` can take them: darken at least 1, grain in 0..255 and 0 where nothing is darkened."
+    if not 1 <= darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {darken}")
+    if grain and not (0 < grain <= 255 and darken > 1): raise FilmError(f"grain must be in 0..255 and needs darken above 1, found grain {grain} with darken {darken}")
+
+
 def random_darken(
     a: np.ndarray,            # (H, W) float32 in [0, 1]
     b: np.ndarray,            # like `a`
@@ -353,8 +363,7 @@ class FusionDataset(Dataset):
         if mode not in ("paper", "crop", "whole"): raise FilmError(f"unknown mode {mode!r}: choose 'paper', 'crop' or 'whole'")
         if min(crop) < 16: raise FilmError(f"crop {crop} is too small: height and width need at least 16 pixels")
         if max_tokens is not None and max_tokens < 1: raise FilmError(f"max_tokens must be at least 1, found {max_tokens}")
-        if not 1 <= darken < float("inf"): raise FilmError(f"darken must be a finite number of at least 1, found {darken}")
-        if grain and not (0 < grain <= 255 and darken > 1): raise FilmError(f"grain must be in 0..255 and needs darken above 1, found grain {grain} with darken {darken}")
+        check_darkening(darken, grain)
         if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
         self.source = _Packed(pairs, get_task(task), encoder, only) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, encoder, cache)
         self.task, self.mode, self.crop, self.flips, self.darken, self.grain = get_task(task), mode, tuple(crop), flips, darken, grain

@@ -23,8 +23,8 @@ from typing import Callable
 
 from .annotation import read_text_and_facts
 from .baselines import METHODS
-from .core import TASKS, FilmError, Task, atomic_write, get_task, lock_folder, pip_install, read_image, to_uint8_rgb
-from .data import check_pairs, data_root, find_pairs
+from .core import BUNDLED, TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task, lock_folder, pip_install, read_image, to_uint8_rgb
+from .data import check_pairs, find_pairs
 
 # %% ../nbs/10_pipeline.ipynb #eb3f9733
 NOTEBOOKS = Path(str(files("film"))) / "stages"
@@ -260,7 +260,6 @@ def dependencies(
     selected: Path | None = None, # where data/Image lies, if not in `folder`
 ) -> dict[str, dict]:  # parameters, code, inputs
     "All that decides a stage's result."
-    from film.fusion import BUNDLED, WEIGHTS_FOLDER
     values = {name: value for name, value in parameters.items() if name not in ("run", "notebooks")}  # where they lie decides nothing
     inputs = {path: digest((selected if selected and path.endswith("data/Image") else folder) / path) for path in stage.needs}
     if values.get("bundled") or values.get("start") == "bundled": inputs["bundled weights"] = digest(WEIGHTS_FOLDER / BUNDLED[values["task"]] / "model.safetensors")
@@ -362,7 +361,6 @@ def check_config(
     except ImportError as e: raise FilmError(f"the pipeline needs {e.name}: {pip_install('notebooks,train')}") from None
     from film.fusion import choose_device
     from film.training import TrainSettings, check_precision
-    data_root(config["data"])
     tasks = chosen_tasks(config["task"])
     if not tasks: raise FilmError("task names no task")
     for task in tasks: find_pairs(config["data"], task, config["dataset"], text=None)

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .baselines import methods_for
-from .core import TASKS, FilmError, Task, atomic_write, get_task
+from .core import BUNDLED, TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task
 from .data import check_pairs, data_root, files_digest, find_pairs, pairs_digest
 from .evaluation import METRICS, PAPER, PAPER_METRICS, Evaluation, evaluate_folders, image_set, leaderboard, paper_table, write_report
-from .fusion import BUNDLED, WEIGHTS_FOLDER, fuse_pairs
+from .fusion import fuse_pairs
 
 # %% ../nbs/12_reproduction.ipynb #344401e3
 def checksum(

@@ -327,6 +327,8 @@ def test_evaluate(dataset, tmp_path, capsys):
     code, out, err = run(capsys, "evaluate", tmp_path / "average", *where)
     assert code == 1 and "p2: no fused image" in err
     assert run(capsys, "evaluate", tmp_path / "average")[0] == 2
+    (tmp_path / "none").mkdir()
+    assert run(capsys, "evaluate", tmp_path / "average", "--a", tmp_path / "none", "--b", tmp_path / "none", "-o", tmp_path / "tables")[0] == 2
     for folder in (tmp_path / "average", tmp_path / "maximum" / ".." / "average", dataset / "Image" / "IVF" / "Tiny" / "VI"):
         code, _, err = run(capsys, "evaluate", tmp_path / "average", *where, "-o", folder)
         assert code == 2 and "holds images that are scored" in err and not list(folder.glob("*.md"))

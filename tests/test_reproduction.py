@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from film.cli import main
-from film.core import FilmError, read_image, write_image
+from film.core import BUNDLED, WEIGHTS_FOLDER, FilmError, read_image, write_image
 from film.evaluation import PAPER, PAPER_METRICS, metrics
-from film.fusion import BUNDLED, WEIGHTS_FOLDER, load
+from film.fusion import load
 from film.reproduction import ARTEFACTS, artefact_table, checksum, reproduce, reproduce_one, reproduction_table
 
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from film.cli import main
-from film.core import TASKS, FilmError, read_image, to_gray, write_image
+from film.core import TASKS, WEIGHTS_FOLDER, FilmError, read_image, to_gray, write_image
 from film.data import find_pairs, pack
 from film.encoding import write_features
-from film.fusion import WEIGHTS_FOLDER, load, load_weights
+from film.fusion import load, load_weights
 from film.losses import LossWeights, fusion_loss
 from film.network import Film
 from film.text import describe
