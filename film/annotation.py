@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .core import FilmError, Task, atomic_write, check_folder, get_task, read_image
-from .data import data_root, find_pairs, list_images
+from .data import data_root, find_pairs, misnamed
 from .encoding import TextEncoder, check_texts, get_encoder, read_features, write_features
 from .text import ComponentError, Description, Mask, Region, describe, get_component, mask_to_rle, rle_to_mask
 
@@ -149,11 +149,11 @@ def describe_dataset(
     parts = _components(dense=dense, segmenter=segmenter, captioner=captioner, writer=writer)
     if parts["writer"] is None: raise FilmError("describing a data set needs a writer: measured, openai")
     pairs, jobs = find_pairs(root, task, dataset, split, text=None), {}
-    there = {folder: list_images(folder) for folder in {path.parent for pair in pairs for path in (pair.a, pair.b)}}
+    problems = misnamed(pairs)
     for pair in pairs:
         for modality, path in zip(task.modalities, (pair.a, pair.b)):
             target = base / task.folder / dataset / modality / f"{pair.name}.txt"
-            jobs[f"{modality}/{pair.name}"] = lambda p=path, m=modality, n=pair.name, t=target: _describe_file(p, there[p.parent].get(n, []), task, m, n, t, parts, cache, force)
+            jobs[f"{modality}/{pair.name}"] = lambda p=path, m=modality, n=pair.name, t=target: _describe_file(p, problems.get(p), task, m, n, t, parts, cache, force)
     return run_jobs(jobs, workers, f"describing {dataset}")
 
 def _components(**choices): return {role: get_component(role, choice) for role, choice in choices.items()}
@@ -178,9 +178,9 @@ def read_text_and_facts(
     except (OSError, ValueError): facts = {}
     return text, facts if isinstance(facts, dict) else {}
 
-def _describe_file(path, same, task, modality, name, target, parts, cache, force):
-    "One image, and all images of its name, to its two files; 'done', 'kept' or 'edited'."
-    if len(same) > 1: raise FilmError(f"{len(same)} images of that name in {path.parent}, one is needed")
+def _describe_file(path, problem, task, modality, name, target, parts, cache, force):
+    "One image, and what is wrong with its name, to its two files; 'done', 'kept' or 'edited'."
+    if problem: raise FilmError(problem)
     image = read_image(path)
     made_from, facts_path = _made_from(image, parts), target.with_suffix(".json")
     if not force and (standing := _standing(target, made_from)): return standing

@@ -14,7 +14,7 @@ import argparse, json, os, sys, warnings
 from pathlib import Path
 
 from . import __version__
-from .core import BUNDLED, IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_folder, contact_sheet, is_colour, pip_install, read_image, warn_in_a_line, write_image
+from .core import BUNDLED, EIGHT_BITS, IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_folder, contact_sheet, is_colour, pip_install, read_image, warn_in_a_line, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_dataset(p: argparse.ArgumentParser, split: str | None = None):
@@ -28,7 +28,7 @@ def add_dataset(p: argparse.ArgumentParser, split: str | None = None):
 def add_fuse(p: argparse.ArgumentParser):
     """fuse two images, two folders of images, or a data set
 
-    Fuses two registered images of equal size into one, of 8 bits a channel whatever they have; or two folders pair by pair (by file name without extension), or a data set (results are <name>.png; exit
+    Fuses two registered images of equal size into one, of 8 bits a channel whatever they have (or of 16, --bits); or two folders pair by pair (by file name without extension, and without what all of a folder begin or end with, as in 1_ir and 1_vis), or a data set (results are <name>.png; exit
     code 1 if some pairs failed, with a summary)."""
     p.add_argument("a", type=Path, nargs="?", help="image or folder A: infrared, MRI, over-exposed or near-focused")
     p.add_argument("b", type=Path, nargs="?", help="image or folder B: visible, CT/PET/SPECT, under-exposed or far-focused")
@@ -44,6 +44,7 @@ def add_fuse(p: argparse.ArgumentParser):
     p.add_argument("--workers", type=int, default=1, metavar="N", help="many pairs: processes that share the threads (default: 1)")
     p.add_argument("--method", default="film", help="film, or a classical rule to compare with: average, maximum, laplacian, ... (default: film)")
     p.add_argument("--stretch", action="store_true", help="first map the 0.1 to 99.9 percentile span of each 16-bit image to the full range, as raw 12- and 14-bit data need; absolute brightness is lost")
+    p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="a channel of the result; 16 for PNG, TIFF, PGM and PPM (default: 8)")
     p.add_argument("--gray", action="store_true", help="write luma only, as the released code does and as the paper's tables are measured")
     p.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     p.add_argument("--max-memory", metavar="SIZE", help="for large images: beyond it, as in 1GB, arrays live in a temporary file; the program itself takes some 300 MB more (default: no limit)")
@@ -69,12 +70,13 @@ def run_fuse(args) -> int:
         pairs = pair_folders(args.a, args.b) if args.a.is_dir() else None
         if pairs == []: raise FilmError(f"{args.a} and {args.b}: no images of a kind that is read in folders ({', '.join(sorted(IMAGE_EXTENSIONS))})")
     keep_memory()
-    options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory, stretch=args.stretch)
+    options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory, stretch=args.stretch, bits=args.bits)
     for name in ("weights", "plain", "backend", "dtype", "compile"):
         if getattr(args, name): options[name] = getattr(args, name)
     if pairs is None:
         if args.out.resolve() in (args.a.resolve(), args.b.resolve()): raise FilmError(f"{args.out}: is one of the sources; choose another file")
         check_writable(args.out)
+        if args.bits == 16 and args.out.suffix.lower() in EIGHT_BITS: raise FilmError(f"{args.out}: holds 8 bits a channel: use .png or .tif, or leave out --bits")
         if args.out.suffix.lower() in (".pgm", ".ppm"):  # which hold one of the two
             colour = not args.gray and any(is_colour(read_image(path)) for path in (args.a, args.b))
             if colour == (args.out.suffix.lower() == ".pgm"): raise FilmError(f"{args.out}: cannot hold a {'colour' if colour else 'gray'} image: use {'.ppm or .png, or add --gray' if colour else '.pgm or .png'}")

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAPER_SIZE', 'GENERATORS', 'default_root', 'data_root', 'Pair', 'list_images', 'pair_folders', 'find_pairs',
-           'check_pairs', 'files_digest', 'pairs_digest', 'resize_paper', 'random_crop', 'random_flip',
+           'misnamed', 'check_pairs', 'files_digest', 'pairs_digest', 'resize_paper', 'random_crop', 'random_flip',
            'check_darkening', 'random_darken', 'token_subset', 'FusionDataset', 'collate', 'pack', 'opening_mask',
            'response_curve', 'lamp_light', 'exposure_pair', 'silhouette_pair', 'near_mask', 'defocus_pair', 'scan_pair',
            'generate_pairs']
 
 # %% ../nbs/03_data.ipynb #27751f66
-import hashlib, json, os, zlib
+import hashlib, json, os, re, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
@@ -45,7 +45,7 @@ def data_root(
 @dataclass(frozen=True)
 class Pair:
     "Two images of one scene, by path; neither is opened or checked yet."
-    name: str                 # what both files are called, without extension
+    name: str                 # what both files are called, without extension (and what else `pair_folders` leaves away)
     a: Path                   # image A of the task (infrared, MRI, over-exposed, near focus)
     b: Path                   # image B
     text: Path | None = None  # token features as .npy, if there are any
@@ -63,8 +63,27 @@ def list_images(
     return dict(sorted(found.items()))
 
 # %% ../nbs/03_data.ipynb #ae029faa
-def _pairs(a_dir, b_dir, listed=None, text_dir=None):
+_STARTS, _ENDS = (re.compile(pattern) for pattern in (r"[^\W_]+[_\-. ]|[^\W\d_]+(?=\d)", r"[_\-. ][^\W_]+$|(?<=\d)[^\W\d_]+$"))  # 'ir_' and 'IR', '_ir' and 'IR'
+
+def _shared(names):
+    "What all names begin with and end with that may be left away, nothing first."
+    starts, ends = ({found[0] if (found := find(name)) else "" for name in names} for find in (_STARTS.match, _ENDS.search))
+    return [(start, end) for start in ("", *(starts if len(starts) == 1 else ())) for end in ("", *(ends if len(ends) == 1 else ()))]
+
+def _of_one_name(a_dir, b_dir):
+    "What is in both folders, by names that they share; as the files are called if they share none."
     a, b = list_images(a_dir), list_images(b_dir)
+    if a.keys() & b.keys(): return a, b
+    for left_a in _shared(a):
+        for left_b in _shared(b):
+            shorter = [{name[len(start):len(name) - len(end)]: paths for name, paths in listing.items() if len(name) > len(start + end)} for listing, (start, end) in ((a, left_a), (b, left_b))]
+            if shorter[0] and shorter[1] and len(shorter[0].keys() & shorter[1].keys()) == min(len(a), len(b)):
+                warnings.warn(f"no name is both in {a_dir} and in {b_dir}, so they are taken for {'*'.join(left_a)} and {'*'.join(left_b)} of {', '.join([*shorter[0]][:3])}{', ...' if len(a) > 3 else ''}", stacklevel=4)
+                return shorter
+    return a, b
+
+def _pairs(a_dir, b_dir, listed=None, text_dir=None):
+    a, b = _of_one_name(a_dir, b_dir)
     there = a.keys() | b.keys()
     names = sorted(there) if listed is None else dict.fromkeys(line if line in there else image_stem(line) for line in listed)
     def text(name):
@@ -78,7 +97,7 @@ def pair_folders(
     a_dir: str | os.PathLike, # folder of A images
     b_dir: str | os.PathLike, # folder of B images
 ) -> list[Pair]:              # sorted by name; a name found on one side only is kept, `check_pairs` reports it
-    "Pairs of two plain folders, by file name without extension."
+    "Pairs of two plain folders, by file name without extension; where no name is in both, without what all names of one begin or end with, `001_ir` and `001_vis`, if that makes them the same (with a warning)."
     return _pairs(a_dir, b_dir)
 
 # %% ../nbs/03_data.ipynb #ee81cdfe
@@ -115,12 +134,23 @@ def find_pairs(
     return pairs
 
 # %% ../nbs/03_data.ipynb #face1eed
-def _problems(pair, listings):
+def misnamed(
+    pairs: Iterable[Pair],
+) -> dict[Path, str]: # file -> 'no image of that name in ...' or 'ambiguous in ...: x.jpg, x.png'
+    "The files of these pairs that are not there, or not the only ones of their name; none is opened."
+    paths = {path for pair in pairs for path in (pair.a, pair.b)}
+    listings, problems = {folder: list_images(folder) if folder.is_dir() else {} for folder in {path.parent for path in paths}}, {}
+    for path in paths:
+        found = listings[path.parent].get(image_stem(path.name), [])
+        if len(found) > 1: problems[path] = f"ambiguous in {path.parent}: {', '.join(p.name for p in found)}"
+        elif not path.is_file(): problems[path] = f"no image of that name in {path.parent}"
+    return problems
+
+
+def _problems(pair, misnamed):
     problems, sizes = [], []
     for path in (pair.a, pair.b):
-        found = listings[path.parent].get(image_stem(path.name), [])
-        if len(found) > 1: problems.append(f"{pair.name}: ambiguous in {path.parent}: {', '.join(p.name for p in found)}")
-        elif not path.is_file(): problems.append(f"{pair.name}: no image of that name in {path.parent}")
+        if path in misnamed: problems.append(f"{pair.name}: {misnamed[path]}")
         else:
             try: sizes.append(read_image(path).shape[1::-1])
             except FilmError as e: problems.append(f"{pair.name}: {e}")
@@ -134,10 +164,9 @@ def check_pairs(
     limit: int = 20,   # lines of the message; the rest is counted
 ) -> list[Pair]:       # the same pairs
     "Looks at every pair and raises one `FilmError` that lists all that is wrong, a line each; decodes every image."
-    folders = {path.parent for pair in pairs for path in (pair.a, pair.b)}
-    listings = {folder: list_images(folder) if folder.is_dir() else {} for folder in folders}
+    names = misnamed(pairs)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding lets go of the interpreter lock
-        found = list(pool.map(lambda pair: _problems(pair, listings), pairs))
+        found = list(pool.map(lambda pair: _problems(pair, names), pairs))
     lines = [line for problems in found for line in problems]
     if lines:
         bad = sum(bool(problems) for problems in found)

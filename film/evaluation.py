@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .core import FilmError, as_image, atomic_write, contact_sheet, is_colour, read_image, to_gray, write_image
-from .data import Pair, list_images
+from .data import Pair, list_images, misnamed
 
 # %% ../nbs/08_evaluation.ipynb #7cba4622
 def gray_levels(
@@ -769,15 +769,14 @@ def evaluate_folders(
     if isinstance(fused, Mapping): folders = {method: Path(folder) for method, folder in fused.items()}
     else: folders = name_methods([fused] if isinstance(fused, (str, os.PathLike)) else fused)
     listings = {method: list_images(folder) for method, folder in folders.items()}
-    sources = {folder: list_images(folder) if folder.is_dir() else {} for folder in {path.parent for pair in pairs for path in (pair.a, pair.b)}}
+    names_wrong = misnamed(pairs)
     result = Evaluation([metric.name for metric in chosen], {method: {} for method in folders}, pairs={pair.name: pair for pair in pairs})
 
     def score(pair):
         problems, scores = [], {}
         try:
             for path in (pair.a, pair.b):
-                found = sources[path.parent].get(pair.name, [])
-                if len(found) > 1: raise FilmError(f"ambiguous in {path.parent}: {', '.join(p.name for p in found)}")
+                if path in names_wrong: raise FilmError(names_wrong[path])
             a, b = gray_levels(pair.a), gray_levels(pair.b)
             _arrays(a, b)
         except FilmError as e: return [Problem("source", "", pair.name, f"{pair.name}: {e}")], {}

@@ -241,6 +241,29 @@ def test_kinds_of_images(images):
     for shape in ((16, 16), (17, 90), (300, 16)): assert film.fuse(np.zeros(shape, np.uint8), np.ones(shape), text="flat").shape == shape
 
 
+def test_sixteen_bit_results(images, capsys):
+    command = ["fuse", "a.png", "b.png", "--text", "a ramp", "--bits", 16, "-o"]
+    wanted = film.fuse("a.png", "b.png", text="a ramp", bits=16)
+    for name, more in (("f.png", ()), ("f.tif", ("--max-memory", "1MB"))):
+        assert run(capsys, *command, name, *more)[0] == 0
+        assert np.array_equal(read_image(name), wanted) and wanted.dtype == np.uint16
+    for name in ("f.jpg", "f.webp"): assert (2, f"film: {name}: holds 8 bits a channel: use .png or .tif, or leave out --bits\n") == run(capsys, *command, name)[::2]
+    for side in "ab": write_image(f"{side}/p.png", read_image(f"{side}.png"))
+    for workers in (1, 2):
+        assert run(capsys, "fuse", "a", "b", "--text", "a ramp", "--bits", 16, "--workers", workers, "-o", f"out{workers}")[0] == 0
+        assert np.array_equal(read_image(f"out{workers}/p.png"), wanted)
+
+
+def test_folders_whose_names_say_the_modality(images, capsys):
+    for name in ("one", "two", "three"):
+        for side, image in (("ir", "a.png"), ("vis", "b.png")): write_image(f"{side}/{name}_{side}.png", read_image(image))
+    code, out, err = run(capsys, "fuse", "ir", "vis", "--method", "maximum", "-o", "out")
+    assert code == 0 and err == "film: no name is both in ir and in vis, so they are taken for *_ir and *_vis of one, three, two\n" and out.startswith("3 fused")
+    assert sorted(os.listdir("out")) == ["one.png", "three.png", "two.png"]
+    code, out, err = run(capsys, "evaluate", "out", "--a", "ir", "--b", "vis", "--metrics", "EN")
+    assert code == 0 and "3 images" in out
+
+
 def test_narrow_sixteen_bits_are_said_and_stretched(images, capsys):
     ramp = read_image("a.png")
     write_image("raw.png", 7048 + ramp.astype(np.uint16) * 8)

@@ -77,6 +77,43 @@ def test_names_may_hold_dots_and_extensions_any_case(tmp_path):
     assert pair.name == "x.v2" and pair.a.name == "x.v2.PNG" and pair.b.name == "x.v2.Tiff"
 
 
+@pytest.mark.parametrize("a, b, names", [
+    ("x_ir y_ir", "x_vis y_vis", "x y"),
+    ("IR1 IR2 IR10", "VIS1 VIS2 VIS10", "1 10 2"),
+    ("lytro-01-A lytro-02-A", "lytro-01-B lytro-02-B", "lytro-01 lytro-02"),
+    ("ir.x.night ir.y.night", "vi.x.day vi.y.day", "x y"),   # at both ends
+    ("x y", "x_vis y_vis", "x y"),                           # of one folder alone
+    ("x_ir y_ir z_ir", "x_vis z_vis", "x y z")])             # one is missing
+def test_what_all_names_of_a_folder_share_is_left_away(tmp_path, a, b, names):
+    for side, called in (("a", a), ("b", b)):
+        for name in called.split(): write_image(tmp_path / side / f"{name}.png", np.zeros((20, 20), np.uint8))
+    with pytest.warns(UserWarning, match="no name is both in"): pairs = pair_folders(tmp_path / "a", tmp_path / "b")
+    assert " ".join(pair.name for pair in pairs) == names
+    for side in "ab": assert sorted(path for pair in pairs if (path := getattr(pair, side)).is_file()) == sorted((tmp_path / side).iterdir())
+    assert all(pair.name in path.stem for pair in pairs for path in (pair.a, pair.b))
+
+
+@pytest.mark.parametrize("a, b", [
+    ("x_ir y", "x_vis y"),           # a name in both: names are meant as they are
+    ("x_ir y_ir", "x_vis w_vis"),    # never all the same
+    ("x_ir y_ir", "x_vis y_rgb"),    # not all names of the folder
+    ("bikes cars", "bikesh carsh"),  # not where a word ends
+    ("101 102", "201 202")])         # other scenes
+def test_names_that_stay_as_they_are(tmp_path, a, b, recwarn):
+    for side, called in (("a", a), ("b", b)):
+        for name in called.split(): write_image(tmp_path / side / f"{name}.png", np.zeros((20, 20), np.uint8))
+    assert [pair.name for pair in pair_folders(tmp_path / "a", tmp_path / "b")] == sorted({*a.split(), *b.split()}) and not len(recwarn)
+
+
+def test_a_data_set_whose_names_say_the_modality(tmp_path):
+    folder = tmp_path / "Image/IVF/Own"
+    for name in ("001", "002", "003"):
+        for side, word in (("IR", "ir"), ("VI", "vis")): write_image(folder / side / f"{name}_{word}.png", np.full((20, 20), int(name), np.uint8))
+    (folder / "train.txt").write_text("003\n001\n")
+    with pytest.warns(UserWarning, match=r"taken for \*_ir and \*_vis of 001, 002, 003$"): pairs = check_pairs(find_pairs(tmp_path, "ivf", "Own", "train"))
+    assert [(pair.name, pair.a.name, pair.b.name) for pair in pairs] == [(name, f"{name}_ir.png", f"{name}_vis.png") for name in ("003", "001")]
+
+
 def test_one_message_lists_all_that_is_wrong(root):
     folder = root / "Image/IVF/Toy"
     (folder / "IR/p0.png").unlink()

@@ -10,6 +10,17 @@ def test_luma_is_truncated_as_released():
     assert to_output(np.float32([[0.999, 0.5, 1]]), None).tolist() == [[254, 127, 255]]
 
 
+@pytest.mark.parametrize("method", ["film", "laplacian"])
+def test_sixteen_bits_are_the_same_picture_in_finer_steps(method):
+    gray, colour = np.random.default_rng(0).integers(0, 256, (40, 48), np.uint8), np.random.default_rng(1).integers(0, 256, (40, 48, 3), np.uint8)
+    words = dict(text="noise") if method == "film" else {}
+    for task, b in (("ivf", gray.T[:, :40].repeat(2, 0)[:40].repeat(2, 1)[:, :48]), ("ivf", colour), ("mef", colour)):
+        plain, fine = (fuse(gray, b, task=task, method=method, device="cpu", bits=bits, **words) for bits in (8, 16))
+        assert fine.dtype == np.uint16 and fine.shape == plain.shape and len(np.unique(fine)) > 600
+        assert np.abs(fine / 257 - plain).max() <= (1 if fine.ndim == 2 else 2.5)  # luma is truncated, and channels follow it
+    with pytest.raises(FilmError, match="8 or 16"): fuse(gray, colour, bits=10)
+
+
 def test_a_constant_result_stays():
     fused, ramp = np.full((20, 20), 0.25, np.float32), np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
     normalise(fused, ramp, ramp)
