@@ -394,7 +394,10 @@ class FusionDataset(Dataset):
         if max_tokens is not None and max_tokens < 1: raise FilmError(f"max_tokens must be at least 1, found {max_tokens}")
         check_darkening(darken, grain)
         if seed < 0: raise FilmError(f"seed must not be negative, found {seed}")
-        self.source = _Packed(pairs, get_task(task), encoder, only) if isinstance(pairs, (str, os.PathLike)) else _Files(list(pairs), texts, encoder, cache)
+        packed = isinstance(pairs, (str, os.PathLike))
+        if packed and texts is not None: raise FilmError(f"{pairs}: a packed file brings its text; leave out texts")
+        if only is not None and not packed: raise FilmError("only is for a packed file: of a list of pairs, give those that are wanted")
+        self.source = _Packed(pairs, get_task(task), encoder, only) if packed else _Files(list(pairs), texts, encoder, cache)
         self.task, self.mode, self.crop, self.flips, self.darken, self.grain = get_task(task), mode, tuple(crop), flips, darken, grain
         self.max_tokens, self.seed, self.epoch = max_tokens, seed, 0
 

@@ -248,6 +248,7 @@ def test_wrong_settings_and_missing_texts_are_refused(root):
                        (dict(texts={p.name: np.ones(4) for p in pairs}), r"\(L, D\)"), (dict(texts={p.name: np.full((3, 4), np.nan) for p in pairs}), "NaN")]:
         with pytest.raises(FilmError, match=says): FusionDataset(pairs, "ivf", **more)
     with pytest.raises(FilmError, match="no pairs"): FusionDataset([], "ivf")
+    with pytest.raises(FilmError, match="only is for a packed file"): FusionDataset(pairs, "ivf", only=["p1"])
     write_features(root / "TextFeature/IVF/Toy/p2.npy", np.ones((1, 4, 8)), "other")
     mixed = FusionDataset(pairs, "ivf")
     with pytest.raises(FilmError, match="p2.npy: made with other"): mixed[2]
@@ -281,6 +282,7 @@ def test_packed_samples_equal_the_files(root):
     crops = [FusionDataset(source, "ivf", "crop", crop=(32, 40))[4] for source in (root / "whole.h5", pairs)]
     assert same(*crops)
     with pytest.raises(FilmError, match="made with toy, but other"): FusionDataset(root / "whole.h5", "ivf", encoder="other")
+    with pytest.raises(FilmError, match="brings its text"): FusionDataset(root / "whole.h5", "ivf", texts={"p0": np.ones((3, 8), np.float32)})
 
 
 def test_a_file_as_the_authors_wrote_it(tmp_path):
