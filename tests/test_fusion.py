@@ -1,9 +1,12 @@
-"Brightness and colour of what `fuse` returns."
+"Brightness and colour of what `fuse` returns, and what it takes."
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from film.core import LUMA, TASKS, FilmError, get_task, is_colour, read_image, rgb_to_chroma, write_image
-from film.fusion import fuse, merge_chroma, normalise, to_output
+from film.data import Pair
+from film.fusion import fuse, fuse_pairs, load, merge_chroma, normalise, to_output
 
 
 def test_luma_is_truncated_as_released():
@@ -62,3 +65,27 @@ def test_sides_that_a_format_does_not_hold(tmp_path, name, most):
     write_image(tmp_path / name, np.zeros((16, most), np.uint8))
     assert read_image(tmp_path / name).shape[1] == most
     with pytest.raises(FilmError, match=f"{most + 1}x16 pixels are too many for"): write_image(tmp_path / name, np.zeros((16, most + 1), np.uint8))
+
+
+def test_bundled_weights_are_loaded_once():
+    assert load("mef") is load("MEF", "cpu")
+
+
+def test_the_name_of_a_feature_file_is_no_prose(images):
+    for text in ("tokens.npy", ["a car", "folder/b.NPY "]):
+        with pytest.raises(FilmError, match="Path.*--text-features"): fuse("a.png", "b.png", text=text, device="cpu")
+
+
+@pytest.mark.parametrize("given", [dict(text="a car"), dict(weights="nowhere"), dict(plain=True), dict(backend="onnx"), dict(dtype="float16"), dict(compile=True)])
+def test_a_rule_takes_nothing_of_the_network(images, given):
+    name, pair = next(iter(given)), Pair("a", Path("a.png"), Path("b.png"))
+    with pytest.raises(FilmError, match=f"^{name}: for method film only"): fuse("a.png", "b.png", method="maximum", **given)
+    given = {key: (lambda pair: value) if key == "text" else value for key, value in given.items()}
+    for workers in (1, 2):
+        with pytest.raises(FilmError, match=f"^{name}: for method film only"): fuse_pairs([pair], "out", method="maximum", workers=workers, **given)
+    assert not Path("out").exists()
+
+
+def test_a_rule_in_worker_processes(images):
+    assert fuse_pairs([Pair("a", Path("a.png"), Path("b.png"))], "out", method="maximum", workers=2, device="cpu", plain=False).done == ["a"]
+    assert np.array_equal(read_image("out/a.png"), fuse("a.png", "b.png", method="maximum"))
