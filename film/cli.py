@@ -283,8 +283,9 @@ def add_settings(
     names: list[str] | None = None, # fields of `film.training.TrainSettings`; None: all
 ):
     "An option for each of these training settings, with its explanation; one that is not given leaves no value behind."
+    from film.losses import LossSettings
     from film.training import TrainSettings
-    for name, f in TrainSettings.__dataclass_fields__.items():
+    for name, f in sorted(TrainSettings.__dataclass_fields__.items(), key=lambda item: item[0] in LossSettings.__dataclass_fields__):  # the loss's last
         if names and name not in names: continue
         option = dict(help=f"{f.metadata['help']} ({f.default})".replace("%", "%%"), default=argparse.SUPPRESS)
         if isinstance(f.default, bool): option["action"] = argparse.BooleanOptionalAction
@@ -308,7 +309,7 @@ def add_train(p: argparse.ArgumentParser):
     Trains weights from the pairs under ROOT/Image/<TASK>/<DATASET>/. A run lives in its folder; when it was stopped or killed, the same command with --resume goes on
     to the same weights."""
     from film.training import PRESETS
-    p.add_argument("--preset", default="quick", choices=(*PRESETS, "bundled"), help="settings to start from: 'paper' as released, 'quick' for a CPU, 'bundled' as the last stage of the task's own weights, going on from them (default: quick)")
+    p.add_argument("--preset", default="quick", choices=PRESETS, help="settings to start from: 'paper' as released, 'quick' for a CPU, 'bundled' as the last stage of the task's own weights, going on from them (default: quick)")
     p.add_argument("--data", metavar="ROOT", help="data root, or a packed file of film pack (default: FILM_DATA, else ./data)")
     p.add_argument("--out", default="outputs/train", help="the run's folder (default: outputs/train)")
     p.add_argument("--resume", action="store_true", help="continue the run in that folder, or start it")

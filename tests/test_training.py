@@ -19,10 +19,10 @@ from film.core import TASKS, WEIGHTS_FOLDER, FilmError, read_image, to_gray, wri
 from film.data import find_pairs, pack
 from film.encoding import write_features
 from film.fusion import load, load_weights
-from film.losses import LossWeights, fusion_loss
+from film.losses import LossSettings, fusion_loss
 from film.network import Film
 from film.text import describe
-from film.training import Run, learning_rate, make_settings, text_features, train, training_pairs
+from film.training import PRESETS, Run, learning_rate, make_settings, text_features, train, training_pairs
 
 TINY = dict(dataset="Tiny", depth=1, grid=(8, 32), crop=(32, 32), max_steps=30, epochs=99, lr=1e-3, batch_size=2)
 
@@ -109,9 +109,9 @@ def test_a_run_is_not_overwritten_or_changed(dataset, tmp_path, capsys):
     assert train(settings, dataset, run, device="cpu") == run / "weights"
     with pytest.raises(FilmError, match="--resume"): train(settings, dataset, run, device="cpu")
     with pytest.raises(FilmError, match=r"lr 0.001 -> 0.002"): train(make_settings("quick", **TINY | dict(max_steps=2, lr=2e-3)), dataset, run, resume=True, device="cpu")
-    older = json.loads((run / "settings.json").read_text()); del older["plain"]
+    older = json.loads((run / "settings.json").read_text()) | dict(task="IVF"); del older["plain"]
     (run / "settings.json").write_text(json.dumps(older))
-    assert train(settings, dataset, run, resume=True, device="cpu") == run / "weights"  # begun before there was that setting
+    assert train(settings, dataset, run, resume=True, device="cpu") == run / "weights"  # begun before there was that setting, and when a task kept its capitals
     (run / "checkpoint.pt").write_bytes(b"damaged")
     with pytest.raises(FilmError, match="cannot be loaded safely"): train(settings, dataset, run, resume=True, device="cpu")
     (run / "settings.json").unlink()
@@ -161,7 +161,7 @@ def test_runs_of_one_process_do_not_know_each_other(dataset, tmp_path):
 def test_mixed_precision_is_the_networks_alone(dataset, tmp_path, monkeypatch):
     "The loss of a run in bf16 is that of float32 on the picture the network made, with every term and filter."
     seen = []
-    def watched(fused, a, b, weights): seen.append((fused.detach(), a, b, weights)); return fusion_loss(fused, a, b, weights)
+    def watched(fused, a, b, settings): seen.append((fused.detach(), a, b, settings)); return fusion_loss(fused, a, b, settings)
     monkeypatch.setattr("film.training.fusion_loss", watched)
     form = dict(mixed_precision="bf16", ssim=1.0, signed=2.0, smooth=2.0, noise=0.05, detail=0.5, burnt=3.0)
     train(make_settings("quick", **TINY | form | dict(max_steps=2)), dataset, tmp_path / "run", device="cpu", log_every=1)
@@ -241,12 +241,31 @@ def test_settings_that_no_memory_holds(wrong):
     make_settings(smooth=100, signed=1.0, crop=(8192, 8192))
 
 
+@pytest.mark.parametrize("wrong", [dict(crop=(32,)), dict(crop=(32, 32, 32)), dict(crop=(8, 32)), dict(grid=(8,)), dict(power=1.0), dict(root=0.5), dict(plain=True, checkpointing=True)])
+def test_settings_that_are_no_size_or_without_effect(wrong):
+    with pytest.raises(FilmError, match=f"^{next(iter(wrong))} (must be|needs|and)"): make_settings(**wrong)
+
+
+def test_a_task_in_capitals_is_that_task():
+    for preset in PRESETS: assert make_settings(preset, task="MEF") == make_settings(preset, task="mef")
+
+
+@pytest.mark.parametrize("wrong, says", [(dict(start="nowhere"), "neither 'default'"), (dict(grid=(7, 3)), "whole tokens"), (dict(depth=0), "depth"), (dict(batch_size=7), "do not fill one batch"), (dict(validation=5), "do not fill one batch"), (dict(start="bundled"), "do not fit")])
+def test_what_cannot_be_trained_is_said_before_texts_are_made(dataset, tmp_path, monkeypatch, wrong, says):
+    texts, encoder = {f"p{i}": np.ones((2, 8), np.float32) for i in range(6)}, "toy"
+    pack(tmp_path / "tiny.h5", find_pairs(dataset, "ivf", "Tiny", "train"), "ivf", "whole", texts, encoder)
+    monkeypatch.setattr("film.training.text_features", lambda *_: pytest.fail("texts were made"))
+    for root in (dataset, tmp_path / "tiny.h5"):
+        with pytest.raises(FilmError, match=says): train(make_settings("quick", **TINY | wrong), root, tmp_path / "run", device="cpu")
+        assert not (tmp_path / "run").exists()
+
+
 def test_noise_too_little_to_divide_by_is_refused():
     "Where both sources are flat the loss divides by its square."
     for noise in (1e-30, 9e-7):
         with pytest.raises(FilmError, match=f"noise must be 0 or at least 1e-6, found {noise}"): make_settings(signed=1.0, noise=noise)
     flat = torch.full((1, 1, 16, 16), 0.5)
-    for noise in (0.0, 1e-6): assert torch.isfinite(fusion_loss(flat, flat, flat, make_settings(signed=1.0, noise=noise, padding="replicate").weights)["total"])
+    for noise in (0.0, 1e-6): assert torch.isfinite(fusion_loss(flat, flat, flat, LossSettings(signed=1.0, noise=noise, padding="replicate"))["total"])
 
 
 def test_every_form_of_the_network_trains_alike(dataset, tmp_path):
@@ -328,7 +347,7 @@ def test_the_bundled_weights_are_gone_on_from(dataset, tmp_path):
     for task in TASKS:
         settings, last = make_settings("bundled", task=task, dataset="Own"), json.loads((WEIGHTS_FOLDER / task / "settings.json").read_text())
         assert (settings.task, settings.dataset, settings.start, settings.validation) == (task, "Own", "bundled", 0)
-        assert all(getattr(settings, term.name) == last.get(term.name, term.default) for term in fields(LossWeights))
+        assert all(getattr(settings, term.name) == last.get(term.name, term.default) for term in fields(LossSettings))
     made = load_file(train(make_settings("bundled", dataset="Tiny", max_steps=1, crop=(32, 32)), dataset, tmp_path / "own", device="cpu") / "model.safetensors")
     bundled = load("ivf", "cpu").state_dict()
     assert made.keys() == bundled.keys() and 0 < max((made[name] - bundled[name]).abs().max() for name in made) < 1e-3  # one step at the start of the warm-up
@@ -354,7 +373,7 @@ def test_the_loss_is_minimised_without_a_network(dataset, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["p1.png", "p4.png"]
     pair = find_pairs(dataset, "ivf", "Tiny", "train")[1]
     image, a, b = (torch.from_numpy(to_gray(read_image(path)).astype(np.float32))[None, None] for path in (tmp_path / "out" / "p1.png", pair.a, pair.b))
-    wanted, start = (fusion_loss(fused, a, b, LossWeights(**form))["total"] for fused in (image, torch.maximum(a, b)))
+    wanted, start = (fusion_loss(fused, a, b, LossSettings(**form))["total"] for fused in (image, torch.maximum(a, b)))
     assert wanted < 0.7 * start
 
 

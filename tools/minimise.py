@@ -16,14 +16,14 @@ from tqdm.auto import tqdm
 
 from film.cli import add_settings, given_settings
 from film.core import FilmError, read_image, to_gray, write_image
-from film.losses import LossWeights, fusion_loss
+from film.losses import LossSettings, fusion_loss
 from film.training import make_settings, training_pairs
 
 
 def minimise(
     a: torch.Tensor, # (1, 1, H, W) in [0, 1]
     b: torch.Tensor, # like `a`
-    weights: LossWeights,
+    settings: LossSettings,
     steps: int = 200,
 ) -> torch.Tensor:   # like `a`
     "The image with the least loss that Adam finds."
@@ -37,7 +37,7 @@ def minimise(
         fused = image()
         outside = (fused - fused.clamp(0, 1)).abs().mean()
         adam.zero_grad()
-        (fusion_loss(fused, a, b, weights)["total"] + 10 * outside).backward()
+        (fusion_loss(fused, a, b, settings)["total"] + 10 * outside).backward()
         adam.step()
     return image().detach().clamp(0, 1)
 
@@ -51,7 +51,7 @@ def minimise_all(options: argparse.Namespace):
     if unknown: raise FilmError(f"{', '.join(sorted(unknown))}: no such pair in {settings.dataset}'s {settings.split} list")
     for name in tqdm(names, desc="minimising"):
         a, b = (torch.from_numpy(to_gray(read_image(path)).astype(np.float32))[None, None] for path in (pairs[name].a, pairs[name].b))
-        write_image(options.out / f"{name}.png", np.rint(255 * minimise(a, b, settings.weights, options.steps)[0, 0].numpy()).astype(np.uint8))
+        write_image(options.out / f"{name}.png", np.rint(255 * minimise(a, b, settings, options.steps)[0, 0].numpy()).astype(np.uint8))
 
 
 if __name__ == "__main__":
@@ -61,6 +61,6 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these pairs only")
     parser.add_argument("--steps", type=int, default=200, metavar="N", help="of Adam (default: 200)")
     group = parser.add_argument_group("settings", "as film train has them; in brackets what they are by default")
-    add_settings(group, ["task", "dataset", "split", *(term.name for term in fields(LossWeights))])
+    add_settings(group, ["task", "dataset", "split", *(term.name for term in fields(LossSettings))])
     try: minimise_all(parser.parse_args())
     except FilmError as error: sys.exit(f"minimise: {error}")
