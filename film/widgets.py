@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 
 from .baselines import METHODS as RULES, methods_for
-from .core import MIN_SIDE, TASKS, FilmError, Task, as_image, contact_sheet, get_task, pip_install, read_image, reduced, to_gray, to_uint8_rgb
+from .core import MIN_SIDE, TASKS, FilmError, Task, contact_sheet, get_task, pip_install, read_image, reduced, to_gray, to_uint8_rgb
 from .data import data_root, find_pairs
 from .evaluation import METRICS, PAPER_METRICS, metrics
-from .fusion import DESCRIBED_SIDE, fuse_luma, load, load_weights, merge_chroma, normalise, text_tokens, to_output
+from .fusion import DESCRIBED_SIDE, Prepared, finish, fuse_luma, load, load_weights, read_pair, text_tokens
+from .large import Room
 from .network import Film
 from .text import describe
 
@@ -48,12 +49,16 @@ class Result:
     fused: np.ndarray        # (H, W) or (H, W, 3) uint8, as `film.fuse` returns it
     scores: dict[str, float] # the paper's six metrics
     seconds: float
-    note: str = ""           # a warning, such as that a text was cut
+    note: str = ""           # warnings, such as that a text was cut, or that a 16-bit image wants `stretch`
     given: Film | None = None # the model, where one was given and not the name of its weights
 
 # %% ../nbs/09b_widgets.ipynb #65213da0
 REFERENCES = {"automatic": "the result of the automatic texts", "previous": "the result before"}  # what a result is compared with
 KEPT = 8  # results of a pair that the table shows
+
+def _note(caught):
+    "Recorded warnings as one line."
+    return "; ".join(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
 
 class Explorer:
     "A pair, its texts, a method, and the results so far; in a notebook it shows itself as a panel."
@@ -66,9 +71,10 @@ class Explorer:
         dataset: str | None = None, # folder below Image/<TASK>; None: the bundled sample, else the first one
         weights=None,              # None: bundled; a `Film`; a folder, a checkpoint file or a hub id
         device: str | None = None, # None: CUDA where there is one, else CPU
+        stretch: bool = False,     # raw 12- and 14-bit data are mapped to the full range when a pair is opened, see `film.fuse`
     ):
-        self.task, self.data, self.device, self.weights, self.method = get_task(task), data, device, weights, "film"
-        self.dataset, self.name, self.images, self.texts, self.automatic = None, None, None, ("", ""), ("", "")
+        self.task, self.data, self.device, self.weights, self.method, self.stretch = get_task(task), data, device, weights, "film", stretch
+        self.dataset, self.name, self.images, self.texts, self.automatic, self.note = None, None, None, ("", ""), ("", ""), ""
         self.results: list[Result] = []
         self.number = 0            # of results made of this pair
         self.report: Callable[[str], None] = lambda words: None # is told what is being done
@@ -124,13 +130,14 @@ class Explorer:
         except FilmError: self.task, self.dataset = before; raise
 
     def _set(self, name, a, b):
-        a, b = as_image(a, "image A"), as_image(b, "image B")
-        if a.shape[:2] != b.shape[:2]: raise FilmError("the two images differ in size: {1}x{0} and {3}x{2}; register (align and crop) them first".format(*a.shape[:2], *b.shape[:2]))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            images = read_pair(a, b, Room(), self.stretch)
         texts = []
-        for image, modality, words in zip((a, b), self.task.modalities, self.task.words):
+        for image, modality, words in zip(images, self.task.modalities, self.task.words):
             self.report(f"describing the {words}")
             texts.append(describe(reduced(image, DESCRIBED_SIDE, MIN_SIDE), task=self.task.name, modality=modality).paragraph)
-        self.name, self.images, self.texts, self.automatic, self.results, self.number = name, (a, b), tuple(texts), tuple(texts), [], 0
+        self.name, self.images, self.texts, self.automatic, self.results, self.number, self.note = name, images, tuple(texts), tuple(texts), [], 0, _note(caught)
         if self.method not in self.methods(): self.method = "film"
 
     # ---- texts, method, weights
@@ -176,20 +183,16 @@ class Explorer:
             warnings.simplefilter("always", UserWarning)
             model = self._model() if method == "film" else None
             self.report(f"fusing {a.shape[1]}x{a.shape[0]} pixels: {method}")
-            # the steps of film.fuse, to have luma before it is rounded
-            grays = to_gray(a), to_gray(b)
-            if model is None: luma = RULES[method](*grays)
-            else:
-                luma = fuse_luma(model, *grays, text_tokens(texts, self.images, self.task, model))
-                normalise(luma, *grays)
-            fused = to_output(luma, merge_chroma(a, b, luma, self.task))
+            pair = Prepared(a, b, to_gray(a), to_gray(b), None if model is None else text_tokens(texts, self.images, self.task, model), Room())
+            luma = RULES[method](pair.luma_a, pair.luma_b) if model is None else fuse_luma(model, pair.luma_a, pair.luma_b, pair.text)
+            fused = finish(pair, luma, self.task, method, True)  # normalises luma in place: what is kept is not rounded
         seconds = time.perf_counter() - start
         self.report("scoring")
         edited = [side for side, text, automatic in zip("AB", texts, self.automatic) if text != automatic]
         words = "automatic texts" if not edited else f"text{'s' * (len(edited) - 1)} {' and '.join(edited)} edited"
         named = "" if method != "film" else "bundled" if not self.weights else "given" if isinstance(self.weights, Film) else str(self.weights)
         label = f"{method}, {words}{'' if named == 'bundled' else ', other weights'}" if method == "film" else method
-        note = "; ".join(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+        note = "; ".join(filter(None, (self.note, _note(caught))))
         return Result(label, method, named, tuple(texts) if method == "film" else ("", ""), luma, fused, metrics(fused, a, b), seconds, note, model if named == "given" else None)
 
     def _keep(self, result, place=None):
@@ -250,7 +253,7 @@ class Explorer:
 
     def table(self) -> str:
         "The table of metrics as Markdown."
-        lines = [["result", *(f"{name} {'↑' if METRICS[name].direction == 'higher' else '↓'}" for name in PAPER_METRICS)], ["---"] * 7]
+        lines = [["result", *(f"{name} {'↑' if METRICS[name].direction == 'higher' else '↓'}" for name in PAPER_METRICS)], ["---"] * (1 + len(PAPER_METRICS))]
         lines += [[label, *(f"**{value}**" if best else value for value, best in zip(values, bests))] for label, values, bests in self.rows()]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -392,7 +395,7 @@ class Panel:
         last = e.results[-1] if e.results else None
         self.shown.layout.display = "" if last else "none"
         self.table.value = self._table() if last else ""
-        if last is None: self._say("press Fuse" if e.images else "choose a pair, or upload two images", "done"); return
+        if last is None: self._say(f"press Fuse{f'. {e.note}' if e.note else ''}" if e.images else "choose a pair, or upload two images", "done"); return
         self.fused_title.value, self.fused.value = f"<b>{html.escape(e.label(last))}</b>", _jpeg(last.fused)
         png = base64.b64encode(cv2.imencode(".png", last.fused[..., ::-1] if last.fused.ndim == 3 else last.fused)[1].tobytes()).decode()
         self.save.value = f'<a style="text-decoration:underline" download="{html.escape(e.name)}_fused.png" href="data:image/png;base64,{png}">save as PNG, {last.fused.shape[1]}x{last.fused.shape[0]}</a>'
@@ -427,13 +430,14 @@ def explore(
     dataset: str | None = None, # folder below Image/<TASK>; None: the bundled sample, else the first one
     weights=None,              # None: bundled; a `Film`; a folder, a checkpoint file or a hub id
     device: str | None = None, # None: CUDA where there is one, else CPU
+    stretch: bool = False,     # see `film.fuse`
 ) -> Explorer:                 # shows itself as a panel in a notebook
     "A panel in which a person edits the two texts of a pair, fuses again, and sees result, difference and metrics."
     _ipywidgets()
-    return Explorer(a, b, task=task, data=data, dataset=dataset, weights=weights, device=device)
+    return Explorer(a, b, task=task, data=data, dataset=dataset, weights=weights, device=device, stretch=stretch)
 
 # %% ../nbs/09b_widgets.ipynb #7fd44176
-CELL = "import film.widgets\nfilm.widgets.explore(task={task!r}, data={data!r})"  # the whole notebook
+CELL = "import film.widgets\nfilm.widgets.explore(task={task!r}, data={data!r}, stretch={stretch!r})"  # the whole notebook
 
 TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block html_head -%}{{ super() }}<title>film</title>{%- endblock html_head -%}
@@ -463,6 +467,7 @@ def serve(
     data: str | os.PathLike | None = None, # data root; None: FILM_DATA, else ./data
     port: int = 8866,          # the next free one is taken
     browser: bool = True,      # open a browser
+    stretch: bool = False,     # see `film.fuse`
 ):
     "Serves the explorer on this machine until Ctrl-C."
     try:
@@ -482,7 +487,7 @@ def serve(
         template.mkdir(parents=True)
         (template / "index.html.j2").write_text(TEMPLATE)
         (template / "conf.json").write_text('{"base_template": "lab"}')
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(task=get_task(task).name, data=root))], metadata=dict(kernelspec=dict(name="python3", display_name="film", language="python")))
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(task=get_task(task).name, data=root, stretch=bool(stretch)))], metadata=dict(kernelspec=dict(name="python3", display_name="film", language="python")))
         nbformat.write(nb, notebook)
         os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, *filter(None, [os.environ.get("JUPYTER_PATH")])])
         app = App(config=Config(Voila=dict(port=free_port(port), port_retries=0, open_browser=True, ip="127.0.0.1", log_level=logging.ERROR,
