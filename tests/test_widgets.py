@@ -9,7 +9,10 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import urlopen
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,7 @@ import film
 from film.cli import main
 from film.core import FilmError, pip_install, read_image, write_image
 from film.network import Film
-from film.widgets import KEPT, Explorer, explore, free_port, signed_picture
+from film.widgets import KEPT, Explorer, explore, free_port, serve, signed_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +50,19 @@ def test_results_are_those_of_fuse(explorer, model):
         assert np.array_equal(explorer.fuse().fused, film.fuse("a.png", "b.png", method=method))
     explorer.reset_texts()
     assert explorer.texts == explorer.automatic
+
+
+def test_raw_16_bit_data_are_noted_and_can_be_stretched(images):
+    write_image("raw.png", np.random.default_rng(0).integers(7000, 9000, (48, 64), np.uint16))  # of 14 bits
+    def fused(explorer): explorer.method = "average"; explorer.panel.button.click(); return explorer.results[-1]
+    explorer, stretched = Explorer("raw.png", "b.png"), explore("raw.png", "b.png", stretch=True)
+    assert explorer.note.startswith("raw.png: its 16-bit values, 70") and said(explorer.panel) == f"press Fuse. {explorer.note}" and stretched.note == ""
+    for one, stretch in ((explorer, False), (stretched, True)):
+        result = fused(one)
+        assert np.array_equal(result.fused, film.fuse("raw.png", "b.png", method="average", stretch=stretch))
+        assert result.note == one.note and ("stretch=True" in said(one.panel)) == (not stretch)
+    explorer.open("a.png", "b.png")
+    assert explorer.note == "" == fused(explorer).note
 
 
 def test_the_automatic_result_is_made_once_when_it_is_needed(explorer):
@@ -228,6 +244,32 @@ def test_the_next_free_port_is_taken():
     assert free_port(0) > 0
     for port in (-1, 65536):
         with pytest.raises(FilmError, match="not between 0 and 65535"): free_port(port)
+
+
+def test_the_app_hands_on_what_it_was_given(dataset, monkeypatch):
+    cells = []
+    class Voila:
+        def __init__(self, config): pass
+        def initialize(self, argv): cells.append(nbformat.read(argv[0], 4).cells[0].source)
+        def start(self): pass
+    monkeypatch.setitem(sys.modules, "voila.app", SimpleNamespace(Voila=Voila))
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    serve("mff", dataset, 0, browser=False, stretch=True)
+    assert cells == [f"import film.widgets\nfilm.widgets.explore(task='mff', data={str(dataset)!r}, stretch=True)"]
+
+
+def test_the_app_answers(dataset, tmp_path):
+    "Its page, fetched without a browser."
+    pytest.importorskip("voila")
+    command = [sys.executable, "-m", "film", "app", "--no-browser", "--data", dataset, "--port", str(free_port(0))]
+    with open(tmp_path / "errors.txt", "w") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True) as server:
+        try:
+            url = server.stdout.readline().partition(" ")[0]
+            assert url.startswith("http://127.0.0.1:"), (tmp_path / "errors.txt").read_text()
+            with urlopen(url, timeout=300) as answer: status, page = answer.status, answer.read().decode()
+        finally: os.killpg(server.pid, signal.SIGTERM)
+    assert status == 200 and "<title>film</title>" in page and '"application/vnd.jupyter.widget-view+json"' in page  # the panel
+    assert "Traceback" not in page and "There was an error" not in page and "import film" not in page
 
 
 # ---------------------------------------------------------------- the app in a browser
