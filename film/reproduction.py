@@ -18,7 +18,7 @@ from .fusion import fuse_pairs
 
 # %% ../nbs/12_reproduction.ipynb #344401e3
 def checksum(
-    path: str | os.PathLike,
+    path: str | os.PathLike, # a file
 ) -> str: # 64 hexadecimal digits
     "SHA-256 of a file."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
@@ -32,10 +32,10 @@ def listed_checksums() -> dict[str, str]: # file below `film/weights` -> SHA-256
 ARTEFACTS = ("LOSS", "AMPL", "REV") # veils; noise and rings; halos
 
 def reproduce_one(
-    task: str | Task,
+    task: str | Task,                      # of the test set
     dataset: str,                          # a test set of the paper, see `film.evaluation.PAPER`
     root: str | os.PathLike | None = None, # data root; None: FILM_DATA or ./data
-    out: str | os.PathLike = "outputs/paper",
+    out: str | os.PathLike = "outputs/paper", # folder for results
     device: str | None = None,             # None: CUDA where there is one, else CPU
 ) -> Evaluation:
     "Fuses and scores one test set; writes fused images to <out>/<dataset>/<method>/ and a report to <out>/<dataset>/report/."
@@ -59,11 +59,24 @@ def reproduce_one(
     return result
 
 # %% ../nbs/12_reproduction.ipynb #74205c18
+def _earlier(path, current):
+    "The test sets of an earlier `reproduction.json` that are of the current weights and metrics; those that no table can be made of are left out."
+    kept, wrong = {}, (LookupError, TypeError, ValueError, AttributeError)
+    try: before = json.loads(path.read_text())["datasets"].items()
+    except (OSError, *wrong): return kept
+    for name, found in before:
+        try:
+            if found["weights"] != current[found["task"]] or set(found["means"]["film"]) != {*PAPER_METRICS, *ARTEFACTS}: continue
+            for table in (reproduction_table, artefact_table): table(dict(datasets={name: found}))
+            kept[name] = found
+        except wrong: pass
+    return kept
+
 def reproduce(
     root: str | os.PathLike | None = None, # data root; None: FILM_DATA or ./data
-    out: str | os.PathLike = "outputs/paper",
+    out: str | os.PathLike = "outputs/paper", # folder for results
     datasets: list[str] | None = None,     # test sets of the paper; None: all that are there
-    device: str | None = None,
+    device: str | None = None,             # None: CUDA where there is one, else CPU
 ) -> dict:                                 # what `reproduction.json` holds
     "Fuses and scores every test set of the paper that is under the root, or those named; the others' results in `out` stay if they are of the same weights. `FilmError` if there is none."
     root, out, facts = data_root(root), Path(out), {}
@@ -78,9 +91,7 @@ def reproduce(
         facts[name] = dict(task=task.name, pairs=len(result.common()), image_set=image_set(name, result.common())[1], images=result.common(),
                            weights=current[task.name],
                            paper=dict(zip(PAPER_METRICS, PAPER[name])), means={row.method: row.mean for row in leaderboard(result)})
-    try: before = json.loads((out / "reproduction.json").read_text())["datasets"]
-    except (OSError, ValueError, LookupError, TypeError): before = {}
-    kept = {name: found for name, found in before.items() if name not in facts and found["weights"] == current.get(found["task"]) and set(found["means"]["film"]) == {*PAPER_METRICS, *ARTEFACTS}}  # of test sets that were not asked for
+    kept = _earlier(out / "reproduction.json", current)  # test sets that were not asked for
     facts = {name: (kept | facts)[name] for name in PAPER if name in kept | facts}
     report = dict(film=version("film-fusion"), torch=version("torch"), command="film evaluate --paper", datasets=facts)
     with atomic_write(out / "reproduction.json") as temporary: temporary.write_text(json.dumps(report, indent=1) + "\n")

@@ -75,9 +75,10 @@ def test_one_test_set_made_again_leaves_the_others(root, tmp_path):
     assert set(both["datasets"]) == {"RealMFF", "Lytro"} == set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"])
     whole = json.dumps(both)
     both["datasets"]["RealMFF"]["weights"] = "others"
-    older = json.loads(whole)
+    older, bare, empty = json.loads(whole), json.loads(whole), dict(datasets=dict(RealMFF={}))
     del older["datasets"]["RealMFF"]["means"]["film"]["REV"]
-    for stale in (both, older):
+    del bare["datasets"]["RealMFF"]["pairs"]
+    for stale in (both, older, bare, empty, dict(datasets=[])):
         (tmp_path / "out" / "reproduction.json").write_text(json.dumps(stale))
         assert set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"]) == {"Lytro"}
 
