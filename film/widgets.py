@@ -42,13 +42,13 @@ def signed_picture(
 class Result:
     "One fused image of the pair and how it was made."
     label: str               # 'film, text A edited'
-    method: str
+    method: str              # 'film', or a classical rule
     weights: str             # 'bundled', or what was given; '' for a classical rule
     texts: tuple[str, str]   # A's, B's; empty for a classical rule, which reads none
     luma: np.ndarray         # (H, W) float32 in [0, 1], before it is rounded
     fused: np.ndarray        # (H, W) or (H, W, 3) uint8, as `film.fuse` returns it
     scores: dict[str, float] # the paper's six metrics
-    seconds: float
+    seconds: float           # for encoding and fusing
     note: str = ""           # warnings, such as that a text was cut, or that a 16-bit image wants `stretch`
     given: Film | None = None # the model, where one was given and not the name of its weights
 
@@ -118,7 +118,7 @@ class Explorer:
 
     def open(self,
         a, # a path or an array
-        b,
+        b, # the same size
         name: str | None = None, # how to call the pair; None: as B's file, if it is one
         task: str | Task | None = None, # None: as it is
     ):
@@ -144,7 +144,7 @@ class Explorer:
 
     def set_text(self,
         which: str, # 'a' or 'b'
-        text: str,
+        text: str,  # the new one
     ):
         "Replaces one of the two texts."
         if which not in ("a", "b"): raise FilmError(f"there is no text {which!r}: choose 'a' or 'b'")
@@ -288,7 +288,7 @@ def _decoded(upload):
 class Panel:
     "The widgets of an `Explorer`."
     def __init__(self,
-        explorer: Explorer,
+        explorer: Explorer, # whose state it shows and changes
     ):
         w = _ipywidgets()
         self.explorer, self.filling = explorer, False
@@ -451,7 +451,7 @@ TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 
 def free_port(
     first: int,  # where to begin; 0: any
-    tries: int = 20,
+    tries: int = 20, # how many ports
 ) -> int:
     "The first port from `first` on that nobody on this machine listens at; `FilmError` if there is none."
     if not 0 <= first < 65536: raise FilmError(f"port {first} is not between 0 and 65535")

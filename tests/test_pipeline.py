@@ -101,6 +101,16 @@ def ran(out):
     (["--set", "train.padding=none"], "padding must be one of zeros, replicate"),
     (["--set", "train.mode=whole"], "mode must be one of"),
     (["--steps", "0"], "max_steps must be at least 1"),
+    (["--set", "describe.dense=grid:x.json"], "describe.dense must be one of measured, objects, florence2, grit, found 'grid:x.json'"),
+    (["--set", "describe.captioner=null"], "describe.captioner must be one of measured, blip2"),
+    (["--set", "encode.encoder=bert"], "encode.encoder must be one of minilm, blip2"),
+    (["--set", "pack.mode=crop"], "pack.mode must be one of whole, paper, found 'crop'"),
+    (["--set", "fuse.rules=5"], "fuse.rules must be a list like [average, laplacian]"),
+    (["--set", "fuse.rules=average"], "found 'average'"),
+    (["--set", "fuse.rules=[average, [maximum]]"], "found ['average', ['maximum']]"),
+    (["--set", "fuse.rules=[bogus]"], "each one of average, maximum, laplacian"),
+    (["--set", "evaluate.metrics=SSIM,bogus"], "evaluate.metrics: unknown metric 'bogus'"),
+    (["--set", "evaluate.metrics=null"], "evaluate.metrics: unknown metric"),
     (["--task", "pan"], "choose one of ivf"),
     (["--pairs", "0"], "pairs must be at least 1"),
     (["--config", "missing.yaml"], "missing.yaml: cannot be read"),
@@ -218,6 +228,13 @@ def test_texts_are_made_again_but_for_a_persons(dataset, tmp_path):
     assert set((tmp_path / "Text" / ".cache").rglob("*.json")) == {written}
 
 
+def test_what_stages_take_passes_the_check(dataset):
+    "Models after ':', roles that may be left out, metrics in any case."
+    for stage, choices in dict(describe=dict(dense="grit:grit.json", segmenter="none", captioner="blip2:folder", writer=None), encode=dict(encoder="blip2:folder@0123abcd"), pack=dict(mode="paper"),
+                               fuse=dict(rules=[]), evaluate=dict(metrics="ssim, EN")).items():
+        assert pipeline.check_config(pipeline.configure({"task": "ivf", "data": str(dataset), "dataset": "Tiny", stage: choices}))[stage].items() >= choices.items()
+
+
 def test_weights_to_start_from_count_by_what_is_in_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = tmp_path / "weights0" / "model.safetensors"
@@ -235,6 +252,7 @@ def test_what_is_shared_names_no_machine():
     command = pipeline.repeat_command(config)
     assert "--data DATA" in command and "train.start=PATH" in command and "describe.dense=grit:PATH" in command and "base_url: URL" in command and "describe.writer=openai:small" in command
     assert "/home" not in command and "host" not in command
+    assert pipeline.repeat_command(pipeline.configure(dict(pairs=2, test_list="val", out="here"))) == "film pipeline --set test_list=val --pairs 2"
 
 
 def test_stage_notebooks_of_the_package():
