@@ -500,7 +500,9 @@ def contrast_loss(
     a: np.ndarray,     # the same shape
     b: np.ndarray,     # the same shape
 ) -> float:
-    "LOSS: visible contrast of a source that is lost, percent of places and scales, see `contrast_changes`. 0..100, lower is better; where sources disagree some must go."
+    """LOSS: visible contrast of a source that is lost, percent of places and scales, see `contrast_changes`.
+
+    0..100, lower is better; where sources disagree some must go. After Aydın, Mantiuk, Myszkowski & Seidel, ACM Trans. Graphics 27, 2008."""
     return _percent("LOSS", fused, a, b)
 
 def contrast_amplification(
@@ -508,7 +510,9 @@ def contrast_amplification(
     a: np.ndarray,     # the same shape
     b: np.ndarray,     # the same shape
 ) -> float:
-    "AMPL: contrast that neither source shows, percent of places and scales, see `contrast_changes`. 0..100, lower is better."
+    """AMPL: contrast that neither source shows, percent of places and scales, see `contrast_changes`.
+
+    0..100, lower is better. After Aydın, Mantiuk, Myszkowski & Seidel, ACM Trans. Graphics 27, 2008."""
     return _percent("AMPL", fused, a, b)
 
 def contrast_reversal(
@@ -516,7 +520,9 @@ def contrast_reversal(
     a: np.ndarray,     # the same shape
     b: np.ndarray,     # the same shape
 ) -> float:
-    "REV: contrast that runs against what the sources show, percent of places and scales, see `contrast_changes`. 0..100, lower is better."
+    """REV: contrast that runs against what the sources show, percent of places and scales, see `contrast_changes`.
+
+    0..100, lower is better. After Aydın, Mantiuk, Myszkowski & Seidel, ACM Trans. Graphics 27, 2008."""
     return _percent("REV", fused, a, b)
 
 def _percent(name, *images): return 100 * float(np.mean([places[name].mean() for places in _changes(_arrays(*images))]))
@@ -542,6 +548,9 @@ class Metric:
     function: Callable        # function(fused) or function(fused, a, b) on gray levels 0..255 -> float
     needs_sources: bool       # whether `function` takes the sources
     direction: str = "higher" # 'higher' or 'lower': which is better
+
+    @property
+    def arrow(self) -> str: return "↑" if self.direction == "higher" else "↓"
 
 # %% ../nbs/08_evaluation.ipynb #b2a4731a
 METRICS = {metric.name: metric for metric in (
@@ -815,11 +824,10 @@ def bootstrap_mean(
     values: np.ndarray,     # (N,) or (N, M), N images
     level: float = 0.95,    # how much of the means the interval holds
     resamples: int = 10000,
-    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # mean, lower and upper end; each a number or (M,)
     "The mean over images and its percentile bootstrap interval. Efron & Tibshirani, An Introduction to the Bootstrap, 1993."
     values = np.asarray(values, float)
-    rng, share = np.random.default_rng(seed), np.full(len(values), 1 / len(values))
+    rng, share = np.random.default_rng(0), np.full(len(values), 1 / len(values))
     means = np.concatenate([rng.multinomial(len(values), share, min(500, resamples - start)) @ values / len(values) for start in range(0, resamples, 500)])  # 500: memory
     low, high = np.percentile(means, [50 - 50 * level, 50 + 50 * level], axis=0)
     return values.mean(0), low, high
@@ -859,50 +867,54 @@ def leaderboard(
     return sorted(rows, key=lambda row: row.mean_rank)
 
 # %% ../nbs/08_evaluation.ipynb #e75faac1
-def _cell(row, metric, digits=2): return f"{row.mean[metric]:.{digits}f} [{row.low[metric]:.{digits}f}, {row.high[metric]:.{digits}f}]"
+def _heads(evaluation): return [f"{name} {METRICS[name].arrow}" for name in evaluation.metrics]
 
-def _heads(evaluation, arrows): return [f"{name} {arrows[METRICS[name].direction]}" for name in evaluation.metrics]
+def _note(evaluation, interval):
+    "How many images a table is of, what its interval is (of one image there is none), and of which methods only the luma was scored."
+    used, total, coloured = len(evaluation.common()), len(evaluation.pairs), [method for method in evaluation.scores if method in evaluation.coloured]
+    note = f"{used} image{'s' * (used != 1)}{f' of {total}' if used < total else ''}{f'; {interval}' * (used > 1)}."
+    return f"{note} In colour: {', '.join(coloured)}; their luma is scored." if coloured else note
 
 def to_markdown(
     evaluation: Evaluation,
 ) -> str:
     "The leaderboard as a Markdown table: mean [95 % interval], the best of each column bold, ranks where there are several methods."
-    rows, several, used, total = leaderboard(evaluation), len(evaluation.scores) > 1, len(evaluation.common()), len(evaluation.pairs)
-    cell = _cell if used > 1 else lambda row, name: f"{row.mean[name]:.2f}"  # of one image there is no interval
-    lines = [["method", *_heads(evaluation, {"higher": "↑", "lower": "↓"}), *["mean rank"] * several]]
+    rows, several, one = leaderboard(evaluation), len(evaluation.scores) > 1, len(evaluation.common()) == 1
+    def cell(row, name): return f"{row.mean[name]:.2f}" + ("" if one else f" [{row.low[name]:.2f}, {row.high[name]:.2f}]")
+    lines = [["method", *_heads(evaluation), *["mean rank"] * several]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         cells = [f"**{cell(row, name)}**" if several and row.rank[name] == 1 else cell(row, name) for name in evaluation.metrics]
         lines.append([row.method.replace("|", "\\|"), *cells, *[f"{row.mean_rank:.1f}"] * several])
-    note = f"{used} image{'s' * (used != 1)}{f' of {total}' if used < total else ''}{'; means with bootstrap 95 % confidence intervals' if used > 1 else ''}."
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", note])
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", _note(evaluation, "means with bootstrap 95 % confidence intervals")])
 
 # %% ../nbs/08_evaluation.ipynb #8413d7b4
 def to_latex(
     evaluation: Evaluation,
 ) -> str:
     "The leaderboard as a LaTeX table (booktabs): means, half the width of the 95 % interval as subscript, the best of each column bold."
-    rows = leaderboard(evaluation)
+    rows, one = leaderboard(evaluation), len(evaluation.common()) == 1
     def cell(row, name):
         mean = f"{row.mean[name]:.2f}"
         if len(rows) > 1 and row.rank[name] == 1: mean = f"\\mathbf{{{mean}}}"
-        return f"${mean}_{{\\pm {(row.high[name] - row.low[name]) / 2:.2f}}}$"
+        return f"${mean}$" if one else f"${mean}_{{\\pm {(row.high[name] - row.low[name]) / 2:.2f}}}$"
     def text(words): return "".join({"_": "\\_", "%": "\\%", "&": "\\&", "#": "\\#", "$": "\\$", "{": "\\{", "}": "\\}", "\\": "\\textbackslash{}", "^": "\\^{}", "~": "\\~{}"}.get(c, c) for c in words)
-    heads = _heads(evaluation, {"higher": "$\\uparrow$", "lower": "$\\downarrow$"})
+    heads = [head.replace("↑", "$\\uparrow$").replace("↓", "$\\downarrow$") for head in _heads(evaluation)]
     lines = [f"\\begin{{tabular}}{{l{'c' * len(heads)}}}", "\\toprule", " & ".join(["Method", *heads]) + " \\\\", "\\midrule"]
     lines += [" & ".join([text(row.method), *(cell(row, name) for name in evaluation.metrics)]) + " \\\\" for row in rows]
-    return "\n".join(lines + ["\\bottomrule", "\\end{tabular}", f"% {len(evaluation.common())} images; the subscript is half the bootstrap 95 % interval"])
+    return "\n".join(lines + ["\\bottomrule", "\\end{tabular}", f"% {_note(evaluation, 'the subscript is half the bootstrap 95 % interval')}"])
 
 # %% ../nbs/08_evaluation.ipynb #0d59f35d
 def to_json(
     evaluation: Evaluation,
 ) -> str:
-    "The leaderboard, the directions and the problems as JSON."
+    "The leaderboard, the directions and the problems as JSON; of one image without intervals."
+    interval = {} if len(evaluation.common()) == 1 else {"confidence": 0.95}
     return json.dumps({
-        "images": evaluation.common(), "confidence": 0.95,
+        "images": evaluation.common(), **interval, "note": _note(evaluation, "low to high is the bootstrap 95 % confidence interval"),
         "metrics": {name: {"title": METRICS[name].title, "better": METRICS[name].direction} for name in evaluation.metrics},
         "methods": [{"method": row.method, "mean_rank": row.mean_rank,
-                     "scores": {name: {"mean": row.mean[name], "low": row.low[name], "high": row.high[name], "rank": row.rank[name]} for name in evaluation.metrics}}
+                     "scores": {name: {"mean": row.mean[name], **({"low": row.low[name], "high": row.high[name]} if interval else {}), "rank": row.rank[name]} for name in evaluation.metrics}}
                     for row in leaderboard(evaluation)],
         "problems": [vars(problem) for problem in evaluation.problems]}, indent=1)
 
@@ -941,16 +953,13 @@ def leaderboard_picture(
 # %% ../nbs/08_evaluation.ipynb #a35ed2fe
 def best_and_worst(
     evaluation: Evaluation,
-    metric: str = "Qabf",   # decides which pairs are shown; the evaluation's last metric if it was not computed
-    count: int = 1,         # pairs from either end
-) -> np.ndarray:            # (H, W, 3) uint8
-    "Sources beside every method's result, for the pairs with the best and the worst value of `metric`, averaged over the methods."
-    if metric not in evaluation.metrics: metric = evaluation.metrics[-1]
+) -> np.ndarray: # (H, W, 3) uint8
+    "Sources beside every method's result, for the pairs with the best and the worst Qabf (the evaluation's last metric if it was not computed), averaged over the methods."
+    metric = "Qabf" if "Qabf" in evaluation.metrics else evaluation.metrics[-1]
     sign = 1 if METRICS[metric].direction == "higher" else -1
     order = sorted(evaluation.common(), key=lambda name: -sign * np.mean([scores[name][metric] for scores in evaluation.scores.values()]))
-    chosen = order if len(order) <= 2 * count else order[:count] + order[-count:]
     rows, titles = [], []
-    for name in chosen:
+    for name in dict.fromkeys((order[0], order[-1])):
         pair = evaluation.pairs[name]
         rows.append([read_image(pair.a), read_image(pair.b)] + [read_image(evaluation.fused[method][name]) for method in evaluation.scores])
         titles.append([f"A: {name}", "B"] + [f"{method}: {metric} {scores[name][metric]:.2f}" for method, scores in evaluation.scores.items()])

@@ -1,5 +1,5 @@
 "Metrics against the golden numbers, on hostile input, and folder evaluation."
-import json, math, os, shutil
+import json, math, os, re, shutil
 from pathlib import Path
 
 import cv2
@@ -483,5 +483,24 @@ def test_sources_of_one_name_are_ambiguous(folders):
 
 
 def test_one_image_has_no_interval(folders):
-    table = to_markdown(evaluate_folders(folders / "good", pairs_of(folders)[:1], "EN"))
+    one = evaluate_folders(folders / "good", pairs_of(folders)[:1], "EN")
+    table, latex, data = to_markdown(one), to_latex(one), json.loads(to_json(one))
     assert "[" not in table and table.endswith("\n1 image.")
+    assert "pm" not in latex and latex.endswith("\n% 1 image.") and f"${one.scores['good']['p0']['EN']:.2f}$" in latex
+    assert "confidence" not in data and data["methods"][0]["scores"]["EN"].keys() == {"mean", "rank"} and data["note"] == "1 image."
+    several = json.loads(to_json(evaluate_folders(folders / "good", pairs_of(folders), "EN")))
+    assert several["confidence"] == 0.95 and several["methods"][0]["scores"]["EN"].keys() == {"mean", "low", "high", "rank"}
+
+
+def test_tables_say_whose_luma_is_scored(folders):
+    for name in ("p0", "p1", "p2"): write_image(folders / f"vivid/{name}.png", np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8))
+    both = evaluate_folders({m: folders / m for m in ("good", "vivid")}, pairs_of(folders))
+    for table in (to_markdown(both), to_latex(both), json.loads(to_json(both))["note"]): assert table.endswith("In colour: vivid; their luma is scored.")
+    gray = evaluate_folders(folders / "good", pairs_of(folders))
+    assert not any("colour" in table for table in (to_markdown(gray), to_latex(gray), to_json(gray)))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_says_which_way_is_better_and_whose_it_is(name):
+    said = METRICS[name].function.__doc__
+    assert f"{METRICS[name].direction} is better" in said and re.search(r"\b(19|20)\d\d\b", said)
