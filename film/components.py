@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .core import FilmError, get_task, image_stem, pip_install, to_uint8_rgb
-from .text import ComponentError, Description, Mask, Region, check_device, model_files, quietly, region_facts
+from .text import ComponentError, Description, Mask, Region, check_device, may_be_hub_id, model_files, quietly, region_facts
 
 # %% ../nbs/01c_research_components.ipynb #5f489c55
 def model_id(
@@ -62,6 +62,7 @@ def load_pretrained(
     "A processor and a network from a hub id or a local folder; `ComponentError` if they cannot be had, or lack weights that the network would else draw at random."
     import transformers
     local = Path(model).is_dir()
+    if not local and not may_be_hub_id(model): raise ComponentError(f"{what}: {model} is neither a folder here nor a hub id 'owner/name': give the folder that holds the model's files, or a hub id")
     check_device(device)
     try:
         with quietly():
@@ -287,7 +288,7 @@ def name_masks(
 class SamSegmenter:
     "Segmenter: all masks of Segment Anything, the largest first, named after the regions."
     def __init__(self,
-        model: str = "",            # checkpoint as its authors released it: sam_vit_h_4b8939.pth, sam_vit_l_0b3195.pth, sam_vit_b_01ec64.pth; or .safetensors
+        model: str = "",            # checkpoint as its authors released it: sam_vit_h_4b8939.pth, sam_vit_l_0b3195.pth, sam_vit_b_01ec64.pth; or .safetensors; or a folder with one sam_vit_*.pth
         device: str | None = None,  # None: the GPU if there is one
         size: str | None = None,    # 'vit_h', 'vit_l' or 'vit_b'; None: as the file name says
         points_per_side: int = 32,  # of the grid; its square is the number of prompts
@@ -295,10 +296,19 @@ class SamSegmenter:
         stability_score_thresh: float = 0.95, # least agreement between thresholds
         limit: int = 30,            # at most this many masks
     ):
-        self.model, self.device, self.limit = str(model), pick_device(device)[0], limit
+        self.model, self.device, self.limit = str(self._checkpoint(model)), pick_device(device)[0], limit
         self.options = dict(points_per_side=points_per_side, pred_iou_thresh=pred_iou_thresh, stability_score_thresh=stability_score_thresh)
         found = re.search(r"vit_[hlb]", Path(self.model).name)
         self.size = size or (found.group() if found else None)
+
+    @staticmethod
+    def _checkpoint(model):
+        "The file that was named, or the only one in the folder."
+        if not str(model) or not Path(model).is_dir(): return model
+        found = sorted(Path(model).glob("sam_vit_*.pth"))
+        if len(found) == 1: return found[0]
+        there = f"several checkpoints ({', '.join(path.name for path in found)})" if found else "no sam_vit_*.pth"
+        raise ComponentError(f"{model}: holds {there}; name Segment Anything's checkpoint file, sam:FILE")
 
     @cached_property
     def name(self) -> str: return f"sam:{model_id(self.model)},{self.size},{','.join(str(v) for v in self.options.values())},{self.limit}"
@@ -307,7 +317,7 @@ class SamSegmenter:
     def generator(self):
         package, path = import_segment_anything(), Path(self.model)
         check_device(self.device)
-        if not path.is_file(): raise ComponentError(f"Segment Anything needs its checkpoint file, such as sam_vit_b_01ec64.pth: sam:FILE{f' ({path} is not there)' if self.model else ''}")
+        if not path.is_file(): raise ComponentError(f"Segment Anything needs its checkpoint file, such as sam_vit_b_01ec64.pth: sam:FILE, or sam:FOLDER that holds one{f' ({path} is not there)' if self.model else ''}")
         if self.size not in package.sam_model_registry: raise ComponentError(f"{path.name}: say which model it is, size one of {', '.join(package.sam_model_registry)}")
         try:
             if path.suffix == ".safetensors":

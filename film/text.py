@@ -8,7 +8,8 @@ __all__ = ['HUES', 'MEASURED_SIDE', 'REGION_SIDE', 'PLACES', 'SUBJECTS', 'IRREGU
            'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions', 'Description', 'light_word',
            'contrast_word', 'blur_word', 'place_word', 'plural', 'region_phrase', 'measured_caption', 'write_paragraph',
            'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions', 'MeasuredCaptioner', 'MeasuredWriter',
-           'ComponentError', 'quietly', 'check_device', 'model_files', 'get_component', 'measure_in_masks', 'describe']
+           'ComponentError', 'quietly', 'check_device', 'may_be_hub_id', 'model_files', 'get_component',
+           'measure_in_masks', 'describe']
 
 # %% ../nbs/01_text_generation.ipynb #e41a2c20
 import re, zlib
@@ -467,13 +468,14 @@ class ComponentError(FilmError):
 # %% ../nbs/01_text_generation.ipynb #0459e206
 @contextmanager
 def quietly():
-    "While it lasts, transformers shows no progress bars and notes."
+    "While it lasts, transformers shows no progress bars, and neither it nor the hub's library any notes."
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error(); logging.disable_progress_bar()
+    level, hub_level, bars = logging.get_verbosity(), hub.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error(); hub.set_verbosity_error(); logging.disable_progress_bar()
     try: yield
     finally:
-        logging.set_verbosity(level)
+        logging.set_verbosity(level); hub.set_verbosity(hub_level)
         if bars: logging.enable_progress_bar()
 
 # %% ../nbs/01_text_generation.ipynb #d942640e
@@ -486,6 +488,13 @@ def check_device(
     try: torch.zeros(0, device=device)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error: raise ComponentError(f"device {device!r} is not available here ({str(error).splitlines()[0][:80]})") from None
     return device
+
+# %% ../nbs/01_text_generation.ipynb #6e0c4269
+def may_be_hub_id(
+    model: str, # hub id, local folder or local file
+) -> bool:
+    "Whether a hub is worth asking: 'owner/name', where no folder 'owner' is here."
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(model))) and not Path(model).parent.is_dir()
 
 # %% ../nbs/01_text_generation.ipynb #70f8c0fe
 COMPONENTS = {

@@ -57,6 +57,26 @@ def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_no_hub_is_asked_for_a_misspelt_folder(monkeypatch):
+    import transformers
+    def asked(*_, **__): raise AssertionError("a hub is asked")
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", asked)
+    for component, call in ((Blip2Captioner("nofolder"), "caption"), (Florence2DenseCaptioner("models/none/florence2"), "regions")):
+        with pytest.raises(FilmError, match="neither a folder here nor a hub id") as caught: getattr(component, call)(description())
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FilmError, match="a hub is asked"): Blip2Captioner("owner/name").caption(description())
+
+
+def test_what_the_hub_s_library_logs_is_not_shown(monkeypatch):
+    import transformers
+    from huggingface_hub.utils import logging
+    shown, level = [], logging.get_verbosity()
+    def unreachable(*_, **__): shown.append(logging.get_logger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)); raise OSError("no network")
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", unreachable)
+    with pytest.raises(FilmError, match="no network"): Blip2Captioner("owner/name").caption(description())
+    assert shown == [False] and logging.get_verbosity() == level
+
+
 def test_missing_and_damaged_weights_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
     path = save_blip2(tmp_path / "blip2")
@@ -167,6 +187,23 @@ def test_sam_makes_named_masks_of_the_image_s_size(sam):
     areas = [mask.pixels.sum() for mask in masks]
     assert areas == sorted(areas, reverse=True) and {mask.label for mask in masks} <= {"all", "unnamed area"}
     assert len(sam(limit=1).masks(d)) == 1 and "tiny,4,-10,-1" in sam().name
+
+
+def test_sam_takes_a_folder_that_holds_one_checkpoint(sam, tmp_path):
+    options = dict(size="tiny", points_per_side=4, pred_iou_thresh=-10, stability_score_thresh=-1)
+    with pytest.raises(FilmError, match=r"holds no sam_vit_\*.pth; name .*, sam:FILE"): get_component("segmenter", f"sam:{tmp_path}", **options)
+    torch.save(tiny_sam(seed=1).state_dict(), tmp_path / "sam_vit_b.pth")
+    in_folder = get_component("segmenter", f"sam:{tmp_path}", **options)
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(in_folder.masks(description()), sam().masks(description()), strict=True))
+    assert in_folder.name == get_component("segmenter", f"sam:{tmp_path / 'sam_vit_b.pth'}", **options).name and SamSegmenter(tmp_path).size == "vit_b"
+    (tmp_path / "sam_vit_h.pth").touch()
+    with pytest.raises(FilmError, match=r"several checkpoints \(sam_vit_b.pth, sam_vit_h.pth\)") as caught: get_component("segmenter", f"sam:{tmp_path}", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_sam_without_a_checkpoint_says_what_is_missing():
+    with pytest.raises(FilmError, match="needs its checkpoint file, such as sam_vit_b_01ec64.pth: sam:FILE, or sam:FOLDER") as caught: get_component("segmenter", "sam").masks(description())
+    assert "\n" not in str(caught.value)
 
 
 def test_sam_at_default_thresholds_drops_what_random_weights_propose(sam):
