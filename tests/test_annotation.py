@@ -286,18 +286,19 @@ def test_what_a_crash_left_and_a_writer_that_ends_with_a_line_break(root):
     assert str(encode_dataset(root, "ivf", "Toy")) == "4 made, 0 kept"
 
 
-def test_other_blip2_weights_encode_again(root, tmp_path):
+@pytest.mark.parametrize("name", ["qformer", "blip2-itm-vit-g"])  # the paper's are called alike wherever they are
+def test_other_blip2_weights_encode_again(root, tmp_path, name):
     from film.encoding import get_encoder
     describe_dataset(root, "ivf", "Toy", **LIGHT)
-    folders = [save_qformer(tmp_path / f"qformer{seed}", seed) for seed in (0, 1)]
+    folders = [save_qformer(tmp_path / str(seed) / name, seed) for seed in (0, 1)]
     made = [encode_dataset(root, "ivf", "Toy", encoder=get_encoder(f"blip2:{folder}")).done for folder in (folders[0], folders[0], folders[1])]
-    assert made == [4, 0, 4] and read_features(root / "TextFeature/IVF/Toy/p0.npy")[1]["encoder"] == "blip2-qformer"
+    assert made == [4, 0, 4] and (read_features(root / "TextFeature/IVF/Toy/p0.npy")[1]["encoder"] == "blip2-qformer") == (name != "qformer")
 
 
 def test_another_encoder_encodes_again(root, tmp_path):
     describe_dataset(root, "ivf", "Toy", **LIGHT)
     encode_dataset(root, "ivf", "Toy")
-    with pytest.warns(UserWarning, match="cut to the 64"): summary = encode_dataset(root, "ivf", "Toy", encoder=f"blip2:{save_qformer(tmp_path / 'qformer')}")
+    with pytest.warns(UserWarning, match="cut to the 64"): summary = encode_dataset(root, "ivf", "Toy", encoder=f"blip2:{save_qformer(tmp_path / 'blip2-itm-vit-g')}")
     assert summary.done == 4 and read_features(root / "TextFeature/IVF/Toy/p0.npy", "blip2-qformer")[0].shape[2] == 24
 
 

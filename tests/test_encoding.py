@@ -95,7 +95,7 @@ def test_missing_weights_are_said(monkeypatch):
 @given(texts=texts_of(WORDS, 20))
 def test_qformer_equals_the_module_run_by_hand_with_and_without_padding(qformer_folder, texts):
     from transformers import Blip2TextModelWithProjection
-    encoder = get_encoder("blip2", folder=qformer_folder)
+    encoder = get_encoder(f"blip2:{qformer_folder}")
     with quietly(): module = Blip2TextModelWithProjection.from_pretrained(qformer_folder, local_files_only=True).eval()
     padded = encoder.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad(): by_hand = module(**padded).last_hidden_state.numpy()
@@ -129,13 +129,43 @@ def test_the_text_branch_can_be_saved_alone(qformer_folder, tmp_path):
     assert names(tmp_path / "text") < names(qformer_folder)
     texts = ["the road is dark", "a car"]
     for a, b in zip(QFormerEncoder(tmp_path / "text").encode(texts), QFormerEncoder(qformer_folder).encode(texts)): assert np.array_equal(a, b)
-    assert get_encoder(f"blip2:{tmp_path / 'text'}").name == AUTHORS_ENCODER
+
+
+def test_another_qformer_is_not_the_papers(qformer_folder, tmp_path):
+    other = save_qformer(tmp_path / "other", seed=1)
+    ids = [get_encoder(f"blip2:{folder}").name for folder in (qformer_folder, other)]
+    assert len({*ids, AUTHORS_ENCODER}) == 3 and get_encoder(ids[1]).name == ids[1] and not same_encoder(*ids)
+    extract_qformer(other, tmp_path / "branch")
+    assert get_encoder(f"blip2:{tmp_path / 'branch'}").name.startswith(f"blip2:{tmp_path / 'branch'}@")
+
+
+def test_copies_of_the_papers_qformer_and_what_is_extracted_from_it_keep_its_id(qformer_folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(qformer_folder, tmp_path / "blip2-itm-vit-g")
+    extract_qformer(copy, tmp_path / "branch"); extract_qformer(tmp_path / "branch", tmp_path / "again")
+    assert {QFormerEncoder(folder).name for folder in (copy, tmp_path / "branch", tmp_path / "again")} == {AUTHORS_ENCODER}
+    loaded, asked = encoding.load_pretrained, []
+    monkeypatch.setattr(encoding, "_loaded", {})
+    monkeypatch.setattr(encoding, "load_pretrained", lambda what, model, *rest: asked.append(model) or loaded(what, str(qformer_folder), *rest))
+    assert [get_encoder(name).name for name in ("blip2", AUTHORS_ENCODER)] == [AUTHORS_ENCODER] * 2 and asked == ["Salesforce/blip2-itm-vit-g"]
+    assert QFormerEncoder("someone/blip2-itm-vit-g").name == "blip2:someone/blip2-itm-vit-g"
 
 
 def test_wrong_folders_are_said(tmp_path):
     with pytest.raises(FilmError, match="cannot be loaded"): QFormerEncoder(tmp_path)
     with pytest.raises(FilmError, match="cannot be loaded|no text branch"): QFormerEncoder(save_blip2(tmp_path / "caption"))  # BLIP-2 that captions has no text branch
     with pytest.raises(FilmError): BertEncoder(tmp_path, "nothing")
+
+
+def test_no_hub_is_asked_for_a_misspelt_folder(tmp_path, monkeypatch):
+    import transformers
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir(); (tmp_path / "file").touch()
+    def asked(*_, **__): raise AssertionError("a hub is asked")
+    for name in ("AutoTokenizer", "AutoModel", "Blip2TextModelWithProjection"): monkeypatch.setattr(getattr(transformers, name), "from_pretrained", asked)
+    for name in ("minilm:models/mini", "minilm:nofolder", "blip2:./mini", "blip2:file", f"blip2:{tmp_path}/none"):
+        with pytest.raises(FilmError, match="neither a folder here nor a hub id") as caught: get_encoder(name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FilmError, match="a hub is asked"): get_encoder("minilm:owner/name")
 
 
 # ---------------------------------------------------------------- features of a pair, feature files
