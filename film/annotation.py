@@ -9,7 +9,7 @@ __all__ = ['image_hash', 'Cache', 'Summary', 'run_jobs', 'describe_dataset', 're
 # %% ../nbs/03b_annotation.ipynb #f5bef75e
 import hashlib, json, os, threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .core import FilmError, Task, atomic_write, check_folder, get_task, read_image
 from .data import data_root, find_pairs, misnamed
 from .encoding import TextEncoder, check_texts, get_encoder, read_features, write_features
-from .text import ComponentError, Description, Mask, Region, describe, get_component, mask_to_rle, rle_to_mask
+from .text import ComponentError, Description, Mask, Region, describe, get_component, rle_to_mask
 
 # %% ../nbs/03b_annotation.ipynb #30f0f54d
 def image_hash(
@@ -45,7 +45,7 @@ class Cache:
 
     def __call__(self, role: str, component, d: Description, make):
         "The stored result, or the one that `make` makes, which is stored before anything else happens."
-        one_at_a_time = _NO_LOCK if getattr(component, "parallel", False) else self._lock_of(id(component))
+        one_at_a_time = nullcontext() if getattr(component, "parallel", False) else self._lock_of(id(component))
         if getattr(component, "cheap", False): return make()
         key = self.key(role, component, d)
         path = self.folder / key[:2] / f"{key}.json"
@@ -68,7 +68,7 @@ class Cache:
     @staticmethod
     def _plain(role, value):
         if role == "dense": return [asdict(region) for region in value]
-        if role == "segmenter": return [dict(label=m.label, score=m.score, source=m.source, rle=mask_to_rle(m.pixels)) for m in value]
+        if role == "segmenter": return [mask.to_dict() for mask in value]
         return value
 
     @staticmethod
@@ -84,12 +84,6 @@ def _or_end(remedy):
     except FilmError as error: raise ComponentError(f"{error}: {remedy}") from None
 
 def _for_the_cache(): return _or_end("choose another folder for the cache")
-
-class _NoLock:
-    def __enter__(self): pass
-    def __exit__(self, *_): pass
-
-_NO_LOCK = _NoLock()
 
 # %% ../nbs/03b_annotation.ipynb #b8026162
 @dataclass
@@ -132,7 +126,7 @@ def run_jobs(
 # %% ../nbs/03b_annotation.ipynb #12bb7794
 def describe_dataset(
     root: str | os.PathLike | None,  # data root, see `film.data.data_root`
-    task: str | Task,
+    task: str | Task,                # 'ivf', 'mif', 'mef' or 'mff'
     dataset: str,                    # folder below Image/<TASK>
     *,
     split: str | None = None,        # names from <split>.txt; None: all
@@ -194,14 +188,14 @@ def _describe_file(path, problem, task, modality, name, target, parts, cache, fo
 
 # %% ../nbs/03b_annotation.ipynb #7b11c6da
 def plan_dataset(
-    root: str | os.PathLike | None,
-    task: str | Task,
-    dataset: str,
+    root: str | os.PathLike | None,  # data root, see `film.data.data_root`
+    task: str | Task,                # 'ivf', 'mif', 'mef' or 'mff'
+    dataset: str,                    # folder below Image/<TASK>
     *,
-    split: str | None = None,
-    out: str | os.PathLike | None = None,
-    dense="objects", segmenter="grabcut", captioner="measured", writer="measured", # as in `describe_dataset`
-    force: bool = False,
+    split: str | None = None,        # names from <split>.txt; None: all
+    out: str | os.PathLike | None = None, # root for Text/; None: the data root
+    dense="objects", segmenter="grabcut", captioner="measured", writer="measured", # names or components
+    force: bool = False,             # all again, edited texts too
 ) -> dict: # images, calls, tokens_in, tokens_out, cost in US dollars (None: prices unknown)
     "What `describe_dataset` with the same arguments has still to do; makes no call and writes nothing. Facts are those of a few of the images, or, where models would have to be loaded for them, as many as a prompt holds; replies have their usual length; what the cache holds is not looked up."
     task, root = get_task(task), data_root(root)
@@ -226,8 +220,8 @@ def plan_dataset(
 # %% ../nbs/03b_annotation.ipynb #4a527c1a
 def encode_dataset(
     root: str | os.PathLike | None,  # data root; not needed to hold images
-    task: str | Task,
-    dataset: str,
+    task: str | Task,                # 'ivf', 'mif', 'mef' or 'mff'
+    dataset: str,                    # folder below Text/<TASK>
     *,
     encoder: str | TextEncoder = "minilm", # a name (see `film.encoding.ENCODERS`) or an encoder
     texts: str | os.PathLike | None = None, # folder with <TASK>/<dataset>/<modality>/<name>.txt; None: Text/ below the root

@@ -40,8 +40,8 @@ def minilm_folder() -> Path: # with config.json, model.safetensors, tokenizer.js
 
 # %% ../nbs/02_blip2_encoding.ipynb #c24eea2d
 def check_texts(
-    texts: list[str],
-) -> list[str]: # stripped
+    texts: list[str], # as `TextEncoder.encode` gets them
+) -> list[str]:       # stripped
     "The texts without surrounding white space; `FilmError` for an empty one or something that is no text."
     if isinstance(texts, str): raise FilmError("encode takes a list of texts: put the text in [brackets]")
     if not isinstance(texts, (list, tuple)): raise FilmError(f"encode takes a list of texts, not a {type(texts).__name__}")
@@ -151,7 +151,7 @@ class ConstantEncoder:
 # %% ../nbs/02_blip2_encoding.ipynb #0d77655e
 def same_encoder(
     one: str, # an encoder's id, as files and checkpoints record it
-    other: str,
+    other: str, # likewise
 ) -> bool:
     "Whether two ids mean the same weights, wherever their folders are."
     return one == other or bool(re.search("@[0-9a-f]{8}$", one)) and (one.partition(":")[0], one[-9:]) == (other.partition(":")[0], other[-9:])
@@ -179,7 +179,7 @@ def get_encoder(
 
 # %% ../nbs/02_blip2_encoding.ipynb #ccc83860
 def encode(
-    texts: list[str],
+    texts: list[str],                      # none of them empty
     encoder: str | TextEncoder = "minilm", # a name or a loaded encoder
 ) -> list[np.ndarray]:                     # one (L_i, D) float32 array a text
     "Token features of each text."
@@ -189,7 +189,7 @@ def encode(
 def pair_features(
     text_a: str, # describes image A
     text_b: str, # describes image B
-    encoder: str | TextEncoder = "minilm",
+    encoder: str | TextEncoder = "minilm", # a name or a loaded encoder
 ) -> np.ndarray: # (1, L_a + L_b, D) float32
     "The text feature of an image pair: the tokens of both texts, A's first."
     return np.concatenate(encode([text_a, text_b], encoder))[None]

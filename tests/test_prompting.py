@@ -1,4 +1,4 @@
-"Chapter 01d: the openai client against a real server on this machine, and every way in which it can misbehave."
+"Chapter 01d: the openai client against a stand-in of our own (chat_server.py), and every way in which a server can misbehave."
 import base64, json, re, threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +10,7 @@ from skimage import data as photographs
 
 from chat_server import GOOD, ChatServer
 from film.core import TASKS, FilmError, pip_install
-from film.prompting import PRICES, PROMPTS, SUBJECT, Budget, BudgetReached, InvalidReply, OpenAIWriter, check_reply, conversations, count_tokens, facts_text
+from film.prompting import ABOUT_IMAGE, PRICES, PROMPTS, Budget, BudgetReached, InvalidReply, OpenAIWriter, check_reply, conversations, count_tokens, facts_text
 from film.text import ComponentError, Mask, Region, describe
 
 KEY = "sk-test-0123456789abcdef"
@@ -37,14 +37,15 @@ def test_the_prompt_has_caption_boxes_masks_size_and_task():
     d = description()
     ((system, user),) = conversations(d, PROMPTS["paper"])
     assert (system["role"], user["role"]) == ("system", "user") and "the resolution is 160x120" in system["content"]
-    for part in (SUBJECT["ivf", "IR"], d.caption, "160x120", str(list(d.regions[0].box)), "Masks"): assert part in user["content"]
+    for part in (ABOUT_IMAGE["ivf", "IR"], d.caption, "160x120", str(list(d.regions[0].box)), "Masks"): assert part in user["content"]
 
 
 def test_every_modality_has_its_words():
-    assert set(SUBJECT) == {(task.name, modality) for task in TASKS.values() for modality in task.modalities}
-    texts = {(task, modality): conversations(description(task=task, modality=modality), PROMPTS["questions"]) for task, modality in SUBJECT}
+    assert set(ABOUT_IMAGE) == {(task.name, modality) for task in TASKS.values() for modality in task.modalities}
+    texts = {(task, modality): conversations(description(task=task, modality=modality), PROMPTS["questions"]) for task, modality in ABOUT_IMAGE}
     assert len({json.dumps(talks) for talks in texts.values()}) == 8 and all(len(talks) == 4 for talks in texts.values())
     assert "a visible image of the same scene" in texts["ivf", "IR"][3][1]["content"] and "an infrared image" in texts["ivf", "VI"][3][1]["content"]
+    assert "that an MRI scan of the same scene" in texts["mif", "T"][3][1]["content"]
     assert not any("{" in message["content"] for talks in texts.values() for talk in talks for message in talk)
 
 
@@ -258,7 +259,7 @@ def test_a_budget_holds_with_many_threads_and_gives_back_what_failed():
 
 def test_names_tell_prompts_versions_and_servers_apart(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    assert OpenAIWriter("m").name == "openai:m,paper/1,t0.2,seed0" and OpenAIWriter("m", prompts="questions").name == "openai:m,questions/1,t0.2,seed0"
+    assert OpenAIWriter("m").name == "openai:m,paper/1,t0.2,seed0" and OpenAIWriter("m", prompts="questions").name == "openai:m,questions/2,t0.2,seed0"
     servers = [OpenAIWriter("m", base_url=f"http://{address}/v1").name for address in ("a:1", "user:secret@A:2", "b:1")]  # two may call different models the same
     assert OpenAIWriter("m", base_url="https://api.openai.com/v1/").name == OpenAIWriter("m").name and OpenAIWriter("m", base_url="http://a/v1/").name == servers[0]
     assert servers[0] == servers[1] != servers[2] and "//" not in servers[0]

@@ -157,6 +157,13 @@ def test_components_by_name_are_built_once_and_are_all_there():
             assert callable(getattr(cls, dict(dense="regions", segmenter="masks", captioner="caption", writer="write")[role])), path
 
 
+def test_an_option_that_no_component_has_is_said():
+    for role, name in (("writer", "openai:m"), ("dense", "measured")):
+        with pytest.raises(FilmError, match="unknown option 'temprature': components know .*temperature") as caught: get_component(role, name, seed=0, temprature=5)
+        assert "\n" not in str(caught.value)
+    assert get_component("dense", "measured", seed=0, device="cpu", points_per_side=4).name == "light-regions/1"  # those of others are left out
+
+
 def test_components_get_the_description_so_far_and_are_named():
     seen = {}
     class Fake:
