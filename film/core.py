@@ -6,8 +6,8 @@
 __all__ = ['TASKS', 'WEIGHTS_FOLDER', 'BUNDLED', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'MOST_PIXELS', 'EIGHT_BITS', 'SIDES', 'LUMA',
            'FilmError', 'pip_install', 'warn_in_a_line', 'Task', 'get_task', 'check_image', 'image_stem',
            'quiet_decoders', 'plain_tiff', 'read_image', 'as_image', 'check_folder', 'lock_folder', 'atomic_write',
-           'write_image', 'to_float', 'to_gray', 'is_colour', 'rgb_to_chroma', 'merge_luma_chroma', 'reduced',
-           'to_uint8_rgb', 'contact_sheet', 'show']
+           'check_output', 'write_image', 'to_float', 'to_gray', 'is_colour', 'rgb_to_chroma', 'merge_luma_chroma',
+           'reduced', 'to_uint8_rgb', 'contact_sheet', 'show']
 
 # %% ../nbs/00_core.ipynb #be955b3d
 import io, json, logging, os, re, sys, threading, uuid, warnings
@@ -97,9 +97,9 @@ def check_image(
     if image.dtype in (np.uint8, np.uint16): return image
     if not np.issubdtype(image.dtype, np.floating):
         raise FilmError(f"{name}: dtype {image.dtype} is not one of uint8, uint16, float (in [0, 1])")
-    if not np.isfinite(image).all(): raise FilmError(f"{name}: contains NaN or infinite values")
-    if image.min() < 0 or image.max() > 1:
-        raise FilmError(f"{name}: float values must lie in [0, 1], found {image.min():.4g} to {image.max():.4g}")
+    low, high = image.min(), image.max()  # NaN if there is one; a mask of the whole image would take memory
+    if not np.isfinite((low, high)).all(): raise FilmError(f"{name}: contains NaN or infinite values")
+    if low < 0 or high > 1: raise FilmError(f"{name}: float values must lie in [0, 1], found {low:.4g} to {high:.4g}")
     return image.astype(np.float32, copy=False)
 
 # %% ../nbs/00_core.ipynb #5ce1e382
@@ -148,8 +148,8 @@ def plain_tiff(
 ) -> bool:
     "Whether the numbers in the file are the image (or, MINISWHITE, its negative): gray or RGB, 8 or 16 bit or float, upright; an alpha channel may follow."
     orientation = page.tags.get("Orientation")
-    negative = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype != np.float32 and page.samplesperpixel == 1
-    return ((negative or page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)) and page.dtype in (np.uint8, np.uint16, np.float32) and page.imagedepth == 1
+    negative = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype in (np.uint8, np.uint16) and page.samplesperpixel == 1
+    return ((negative or page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)) and page.dtype in (np.uint8, np.uint16, np.float16, np.float32) and page.imagedepth == 1
             and page.samplesperpixel in (1, 2, 3, 4) and (orientation is None or orientation.value == 1) and page.bitspersample == 8 * page.dtype.itemsize
             and page.imagelength * page.imagewidth <= MOST_PIXELS)
 
@@ -174,7 +174,7 @@ def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
     except FilmError: raise
     except Exception: return None  # many kinds, where a file is damaged
     cannot = f"{path}: a TIFF with {{}} of this kind cannot be read right: save it as PNG"
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype == np.float32: raise FilmError(cannot.format("inverted gray in float"))
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype in (np.float16, np.float32): raise FilmError(cannot.format("inverted gray in float"))
     if separate and wide: raise FilmError(cannot.format("separate colour planes"))
     if alpha and not wide:
         try: opaque = (cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)[..., 3] == 255).all()
@@ -257,6 +257,11 @@ def atomic_write(
 EIGHT_BITS = (".jpg", ".jpeg", ".bmp", ".webp")              # formats with 8 bits a channel
 SIDES = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that these formats hold
 
+def check_output(path: str | os.PathLike, image: np.ndarray):
+    "`FilmError` for what no picture holds: writers would round floats to black and white."
+    if image.dtype not in (np.uint8, np.uint16): raise FilmError(f"{path}: {image.dtype} cannot be written: make uint8 or uint16 of it (floats in [0, 1]: np.rint(image * 255).astype(np.uint8))")
+
+
 def write_image(
     path: str | os.PathLike, # extension chooses the format; PNG and TIFF are lossless
     image: np.ndarray,       # (H, W) or (H, W, 3) RGB, uint8 or uint16
@@ -266,6 +271,7 @@ def write_image(
     extension = path.suffix.lower()
     if extension not in IMAGE_EXTENSIONS:
         raise FilmError(f"{path}: cannot write {path.suffix or 'a file without extension'}, use one of {' '.join(IMAGE_EXTENSIONS)}")
+    check_output(path, image)
     if extension == ".pgm" and image.ndim == 3: raise FilmError(f"{path}: cannot hold a colour image: use .ppm or .png")
     if extension == ".ppm" and image.ndim == 2: raise FilmError(f"{path}: cannot hold a gray image: use .pgm or .png")
     if max(image.shape[:2]) > SIDES.get(extension, float("inf")): raise FilmError(f"{path}: {image.shape[1]}x{image.shape[0]} pixels are too many for {extension}, which holds {SIDES[extension]} a side: use .png or .tif")

@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import numpy as np
 import tifffile
 
-from .core import FilmError, atomic_write, check_image, plain_tiff, quiet_decoders, read_image, write_image
+from .core import FilmError, atomic_write, check_image, check_output, plain_tiff, quiet_decoders, read_image, write_image
 
 # %% ../nbs/00b_large_images.ipynb #6a9f92dc
 def parse_bytes(
@@ -81,9 +81,10 @@ STRIP = 1 << 18  # pixels of a strip: some 20 MB while it is in float and in col
 def strips(
     shape: tuple[int, ...], # of the image, (H, W, ...)
     margin: int = 0,        # rows that are needed above and below
+    pixels: int | None = None, # of a strip; None: STRIP
 ) -> Iterator[tuple[slice, slice, slice]]: # rows; rows with their margin; where in those the rows are
     "Cuts an image into groups of rows."
-    H, step = shape[0], max(1, STRIP // shape[1])
+    H, step = shape[0], max(1, (pixels or STRIP) // shape[1])
     for y in range(0, H, step):
         end = min(y + step, H)
         first, last = max(y - margin, 0), min(end + margin, H)
@@ -125,7 +126,7 @@ def _read_segments(path: str | os.PathLike, room: Room) -> np.ndarray | None:
         page = file.pages[0]
         if not plain_tiff(page) or page.planarconfig == tifffile.PLANARCONFIG.SEPARATE: return None
         channels = 1 if page.samplesperpixel < 3 else 3  # what is left is an alpha channel
-        image = room.empty((page.imagelength, page.imagewidth, channels), page.dtype)
+        image = room.empty((page.imagelength, page.imagewidth, channels), np.float32 if page.dtype == np.float16 else page.dtype)
         for data, (_, _, y, x, _), (_, height, width, _) in page.segments(maxworkers=1, buffersize=1 << 22):
             part = image[y:y + height, x:x + width]  # tiles reach over the edge
             part[...] = 0 if data is None else data[0, :part.shape[0], :part.shape[1], :channels]
@@ -139,6 +140,7 @@ def write_large(
 ):
     "Writes an image atomically; TIFF strip by strip (deflate), all else by `film.core.write_image`."
     if Path(path).suffix.lower() not in (".tif", ".tiff"): return write_image(path, image)
+    check_output(path, image)
     with atomic_write(path) as temporary:
         tifffile.imwrite(temporary, np.ascontiguousarray(image), photometric="rgb" if image.ndim == 3 else "minisblack", compression="zlib", metadata=None,
                          rowsperstrip=max(1, STRIP // image.shape[1]), maxworkers=1, bigtiff=image.nbytes > 3 << 30)

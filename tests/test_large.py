@@ -1,11 +1,15 @@
 "Fusing within a memory limit: the same result, from arrays that lie in a mapped file, strip by strip."
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tifffile
 import torch
 
 from film import cli, fast, large
-from film.core import FilmError, read_image, write_image
+from film.core import FilmError, check_image, read_image, write_image
 from film.fusion import fuse
 from film.large import Room, mapped, read_large, write_large
 from film.network import Film
@@ -60,16 +64,19 @@ def test_fuse_equal(model, spilled, monkeypatch, tmp_path, task, coloured):
     assert np.array_equal(read_image(tmp_path / "out.tif"), limited)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", [dict(), dict(tile=(32, 16)), dict(rowsperstrip=7, compression="zlib", predictor=True)])
 def test_read(tmp_path, dtype, channels, kind):
     image = np.random.default_rng(0).random((40, 50, channels)[:2 + (channels > 1)], np.float32)
-    if dtype != np.float32: image = (image * np.iinfo(dtype).max).astype(dtype)
-    elif "predictor" in kind: kind = kind | dict(predictor=False)  # of floats needs imagecodecs
+    if not np.issubdtype(dtype, np.floating): image = (image * np.iinfo(dtype).max).astype(dtype)
+    else:
+        image = image.astype(dtype)
+        if "predictor" in kind: kind = kind | dict(predictor=False)  # of floats needs imagecodecs
     tifffile.imwrite(tmp_path / "x.tif", image, photometric="minisblack" if channels < 3 else "rgb", planarconfig="contig" if channels > 1 else None, extrasamples=["unassalpha"] if channels in (2, 4) else None, **kind)
     without_alpha = image[..., 0] if channels == 2 else image[..., :3] if channels > 2 else image
-    assert np.array_equal(read_large(tmp_path / "x.tif", Room(LEAST)), without_alpha) and np.array_equal(read_image(tmp_path / "x.tif"), without_alpha)
+    for found in (read_large(tmp_path / "x.tif", Room(LEAST)), read_image(tmp_path / "x.tif")):
+        assert np.array_equal(found, without_alpha) and found.dtype == (np.float32 if dtype == np.float16 else dtype)
 
 
 def test_other_kinds_go_to_opencv(tmp_path):
@@ -98,6 +105,23 @@ def test_bad_values(tmp_path):
     with pytest.raises(FilmError, match="too small"): read_large(tmp_path / "x.tif", Room(LEAST))
 
 
+def test_checking_floats_takes_no_memory():
+    import tracemalloc
+    image = np.random.default_rng(0).random((500, 600), np.float32)
+    tracemalloc.start()
+    try:
+        assert check_image(image) is image and tracemalloc.get_traced_memory()[1] < 20_000
+    finally: tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_floats_are_not_written(tmp_path, name):
+    for write in (write_image, write_large):
+        for image in (np.random.rand(20, 30), np.zeros((20, 30), bool)):
+            with pytest.raises(FilmError, match=f"{name}: {image.dtype} cannot be written: make uint8"): write(tmp_path / name, image)
+    assert not list(tmp_path.iterdir())
+
+
 def test_disk(monkeypatch, tmp_path):
     "Too small a disk is one line, and nothing is left in the folder that was asked for."
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -115,6 +139,30 @@ def test_torch_form_says_what_it_needs(model, monkeypatch):
     monkeypatch.setattr(fast, "library", lambda: None)
     a, text = torch.rand(1, 1, 300, 300), torch.randn(1, 5, 16)
     with torch.inference_mode(), pytest.raises(FilmError, match="native kernels"): fast.forward(model, a, a, text, room=Room(LEAST))
+
+
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_limit_holds(tmp_path):
+    "The most anonymous memory during a fusion, above what the process held before: with a limit of 100 MB and without one, where the arrays alone take 220."
+    for name in "ab": write_large(tmp_path / f"{name}.tif", np.random.default_rng(0).integers(0, 256, (600, 900), np.uint8))
+    code = """if True:
+        import sys, threading, numpy as np
+        from film.fusion import fuse
+        from film.large import read_large
+        from film.network import Film
+        def held(): return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+        model, text, most, done = Film(text_width=16, grid=(32, 48), depth=1).eval(), np.zeros((3, 16), np.float32), [0], threading.Event()
+        fuse(np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8), text=text, weights=model)
+        def watch():
+            while not done.wait(.005): most.append(held())
+        before, watcher = held(), threading.Thread(target=watch)
+        watcher.start()
+        try: fuse("a.tif", "b.tif", text=text, weights=model, max_memory=sys.argv[1] if len(sys.argv) > 1 else None)
+        finally: done.set(); watcher.join()
+        print(max(most) - before)"""
+    limited, free = (int(subprocess.run([sys.executable, "-c", code, *limit], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, check=True).stdout.split()[-1]) for limit in (["100MB"], []))
+    assert limited < 100e6 and free > 200e6
 
 
 @needs_kernels
