@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""The network's forms side by side: plain (chapter 04), the fast path in torch and in native kernels (chapter 04b).
+"""The network's forms side by side: plain (chapter 04), the same with memory kept, the fast path in torch and in native kernels (chapter 04b), which keep memory too.
 
     python benchmarks/network.py                                # fusing at three sizes, a training step, a folder
     python benchmarks/network.py --only fuse --sizes 1440x1920 --forms native
     python benchmarks/network.py --only train                   # one training step, batch 2 at 288x384, and the share of the data path
+    python benchmarks/network.py --only memory                  # the most memory that film fuse --max-memory 1GB takes at 4000x6000
     python benchmarks/network.py --only folder                  # film.fusion.fuse_pairs on the sample's pairs, one by one, as a pipeline, in two processes
     python benchmarks/network.py --device cuda                  # the torch forms on a GPU, fusing and a training step
     python benchmarks/network.py --figure outputs/cost.png      # cost against megapixels; measurements are kept beside it (cost.json), --sizes adds others
@@ -22,9 +23,12 @@ GOLDEN_SIZES = {"288x384": "native", "480x640": "msrs"}
 FIGURE_SIZES = "288x384,480x640,768x1024,1440x1920"
 
 
-def held(field: str) -> float:  # MB
-    "VmRSS, memory that this process holds now, or VmHWM, the most it has held. Elsewhere than on Linux both are the most."
-    try: return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(field))
+KEPT = "plain with memory kept"  # what malloc's setting does without another form
+
+
+def held(field: str, process: int | str = "self") -> float:  # MB
+    "VmRSS, memory that a process holds now, RssAnon, that without files, or VmHWM, the most it has held. Elsewhere than on Linux all are the most."
+    try: return next((int(line.split()[1]) / 1024 for line in open(f"/proc/{process}/status") if line.startswith(field)), 0)
     except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "linux" else 1024) / 1024
 
 
@@ -60,7 +64,7 @@ def measure(form: str, size: str, training: bool) -> dict:
     from film import fast
     model, x, error = prepared(size, training)
     if form != "plain": fast.keep_memory()
-    run = {"plain": model, "torch": lambda *x: fast.forward_torch(model, *x), "checkpointed": lambda *x: fast.forward_torch(model, *x, checkpoint=True),
+    run = {"plain": model, KEPT: model, "torch": lambda *x: fast.forward_torch(model, *x), "checkpointed": lambda *x: fast.forward_torch(model, *x, checkpoint=True),
            "native": lambda *x: (fast.forward_differentiable if training else fast.forward_native)(model, *x)}[form]
     before, t, cpu = held("VmRSS"), time.perf_counter(), time.process_time()
     fused = called(run, x, training)
@@ -127,6 +131,21 @@ def measure_folder(form: str, n: int) -> dict:
         return dict(seconds=(time.perf_counter() - t) / n, cpu=(sum(os.times()[:4]) - cpu) / n)
 
 
+def measure_memory(size: str) -> dict:
+    "`film fuse --max-memory 1GB` from TIFF to TIFF: seconds, and the most anonymous MB, which is without mapped files."
+    import numpy as np
+    from film.large import write_large
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, side in enumerate("ab"): write_large(f"{folder}/{side}.tif", np.random.default_rng(seed).integers(0, 256, [int(n) for n in size.split("x")], np.uint8))
+        t, most = time.perf_counter(), 0
+        process = subprocess.Popen([sys.executable, "-m", "film", "fuse", "a.tif", "b.tif", "--text", "noise", "-o", "fused.tif", "--max-memory", "1GB"], cwd=folder, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            most = max(most, held("RssAnon", process.pid))
+            time.sleep(.02)
+        if process.returncode: sys.exit("film fuse failed")
+        return dict(seconds=time.perf_counter() - t, memory=most)
+
+
 def child(*measure: str) -> dict:
     "A measurement in a process of its own."
     done = subprocess.run([sys.executable, __file__, "--measure", *measure], capture_output=True, text=True)
@@ -188,9 +207,9 @@ def figure(path: Path, found: dict):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("fuse", "train", "folder"), help="one of the three (default: all)")
+    parser.add_argument("--only", choices=("fuse", "train", "folder", "memory"), help="one of these (default: all but memory)")
     parser.add_argument("--sizes", help="rows x columns, separated by commas (default: 288x384,480x640,768x1024; training: 288x384)")
-    parser.add_argument("--forms", help="of plain, torch, native, and checkpointed (training); on a GPU graphed and 'bfloat16 graphed' in place of native; default: all that apply")
+    parser.add_argument("--forms", help=f"of plain, '{KEPT}', torch, native, and checkpointed (training); on a GPU graphed and 'bfloat16 graphed' in place of native; default: all that apply")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the torch forms on a GPU (default: cpu)")
     parser.add_argument("--pairs", type=int, default=12, help="pairs of the folder (default: 12)")
     parser.add_argument("--repeat", type=int, default=2, help="processes for each number; the best counts (default: 2)")
@@ -215,12 +234,15 @@ def main():
         return
 
     from film import fast
-    forms = o.forms.split(",") if o.forms else ["plain", "torch"] + ["native"] * (fast.library() is not None)
+    forms = o.forms.split(",") if o.forms else ["plain", KEPT, "torch"] + ["native"] * (fast.library() is not None)
     print(f"kernels: {fast.backend()}; load of this machine: {os.getloadavg()[0]:.1f}")
+    if o.only == "memory":
+        for size in (o.sizes or "4000x6000").split(","): print("{}: {memory:.0f} MB at the most with --max-memory 1GB, in {seconds:.0f} s".format(size, **measure_memory(size)))
+        return
     if o.figure:
         found = {}
         for size in (o.sizes or FIGURE_SIZES).split(","):
-            chosen = forms if o.forms else [form for form in forms if form == "native" or size in GOLDEN_SIZES]
+            chosen = forms if o.forms else [form for form in forms if form != KEPT and (form == "native" or size in GOLDEN_SIZES)]
             found |= compare(f"Fusing one pair, {size}", "fuse", [size], chosen, o)
         return figure(o.figure, found)
     if o.only in (None, "fuse"): compare("Fusing one pair", "fuse", (o.sizes or "288x384,480x640,768x1024").split(","), forms, o)
