@@ -1,9 +1,13 @@
 "The command line on good and bad input: results, one clear line, exit code 2, nothing half-written."
 import argparse
 import os
+import re
 import resource
+import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,8 +17,10 @@ from safetensors.torch import save_file
 
 import film
 import film.fusion
-from film.cli import add_settings, given_settings, main
+from film.cli import add_settings, given_settings, info, main, parse
 from film.core import FilmError, read_image, write_image
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(capsys, *argv):
@@ -88,8 +94,10 @@ def write_bad_inputs(folder):
     (["a.png", "nowhere"], "nowhere: no such file or folder"),
     (["half", "renamed"], "half and renamed: no images of a kind"),
     ([".", ".", "--text-features", "narrow.npy"], "narrow.npy: for many pairs, a folder"),
-    (["a.png", "b.png", "--split", "test"], "--data and --split need --dataset"),
-    (["a.png", "b.png", "--method", "average", "--text", "a car"], "--method average takes neither"),
+    (["a.png", "b.png", "--split", "test"], "add --dataset, or leave out --split"),
+    (["a.png", "b.png", "--method", "average", "--text", "a car"], "--method average needs no network: leave out --text\n"),
+    (["a.png", "b.png", "--method", "average", "--backend", "z", "--dtype", "z", "--compile", "--plain", "--device", "tpu"], "leave out --plain, --backend, --dtype, --compile, --device\n"),
+    (["a.png", "b.png", "--workers", -5, "--resume"], "for one pair leave out --workers, --resume\n"),
 ])
 def test_bad_input(images, capsys, argv, says):
     write_bad_inputs(images)
@@ -244,7 +252,7 @@ def test_kinds_of_images(images):
 def test_sixteen_bit_results(images, capsys):
     command = ["fuse", "a.png", "b.png", "--text", "a ramp", "--bits", 16, "-o"]
     wanted = film.fuse("a.png", "b.png", text="a ramp", bits=16)
-    for name, more in (("f.png", ()), ("f.tif", ("--max-memory", "1MB"))):
+    for name, more in (("f.png", ()), ("f.tif", ("--max-memory", "64MB"))):
         assert run(capsys, *command, name, *more)[0] == 0
         assert np.array_equal(read_image(name), wanted) and wanted.dtype == np.uint16
     for name in ("f.jpg", "f.webp"): assert (2, f"film: {name}: holds 8 bits a channel: use .png or .tif, or leave out --bits\n") == run(capsys, *command, name)[::2]
@@ -313,12 +321,49 @@ def test_version_info_help(capsys):
     assert run(capsys, "--version")[1].strip() == f"film {film.__version__}"
     code, out, _ = run(capsys, "info")
     assert code == 0 and "weights ivf" in out and "device" in out
+    assert set(info()["extras"]) == {"text", "train", "export", "notebooks", "docs"} and set(info()["extras"]["text"]) == {"openai", "segment-anything", "pillow"}
     for command in ("fuse", "train", "demo", "info"): assert run(capsys, command, "--help")[0] == 0
+
+
+def documented():
+    "The commands of the README and the weights' cards, as a shell would give them."
+    for path in (ROOT / "README.md", *ROOT.glob("film/weights/*/README.md")):
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+            for line in re.sub(r"\$\w+", "0", block).splitlines():
+                for part in re.split(r"&&|;|\|", line):
+                    words = shlex.split(part, comments=True)
+                    if "film" in words and (path.parent == ROOT or words[words.index("film") + 1] != "train"): yield words[words.index("film") + 1:]  # early stages had settings that are gone
+
+
+def test_documented_commands_are_understood():
+    commands = [parse(words) for words in documented()]
+    assert {"fuse", "evaluate", "describe", "encode", "generate", "train"} <= {args.command for args in commands}
+
+
+def test_options_are_called_the_same_everywhere():
+    for command in ("train", "demo", "pipeline", "describe", "encode"): assert str(parse([command, "-o", "there", *["--dataset", "D"] * (command == "encode")]).out) == "there"
+    assert parse(["train", "-t", "MEF"]).task == "mef" and parse(["pipeline", "-t", "ALL"]).task == "all" and parse(["pipeline"]).task is None
+
+
+def test_interrupted_while_it_loads_it_says_nothing():
+    process = subprocess.Popen([sys.executable, "-X", "importtime", "-m", "film", "info"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # also where the tests run in the background
+    next(line for line in process.stderr if line.endswith(" argparse\n"))  # the first that film.cli imports
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.stderr.read() and process.wait() in (-signal.SIGINT, 130)
+
+
+def test_demo(images, capsys):
+    for task in film.TASKS.values():
+        for modality, image in zip(task.modalities, "ab"): write_image(f"root/Image/{task.folder}/Sample/{modality}/p.png", read_image(f"{image}.png"))
+    code, out, err = run(capsys, "demo", "--data", "root", "-o", "out")
+    assert code == 0 and out.splitlines() == [*(f"out/{task.folder}/p.png" for task in film.TASKS.values()), "contact sheet: out/contact_sheet.png"]
+    assert all(read_image(f"out/{task.folder}/p.png").shape == (48, 64, 3) for task in film.TASKS.values()) and read_image("out/contact_sheet.png").ndim == 3
 
 
 def test_describe_encode_pack(dataset, tmp_path, capsys):
     "The text half on a data set, and its files read back for fusing."
-    options = [str(dataset), "--dataset", "Tiny"]
+    options = ["--data", dataset, "--dataset", "Tiny"]
     assert run(capsys, "describe", dataset / "Image" / "IVF" / "Tiny" / "IR" / "p1.png")[1].count("resolution is 64x48") == 1
     code, out, _ = run(capsys, "describe", *options, "--dry-run")
     assert code == 0 and "images     12" in out and not (dataset / "Text").exists()
@@ -326,6 +371,10 @@ def test_describe_encode_pack(dataset, tmp_path, capsys):
     assert run(capsys, "encode", *options)[:2] == (0, "6 made, 0 kept\n")
     assert np.load(dataset / "TextFeature" / "IVF" / "Tiny" / "p0.npy").shape[::2] == (1, 384)
     assert run(capsys, "pack", *options, "-o", tmp_path / "tiny.h5")[0] == 0 and (tmp_path / "tiny.h5").exists()
+    for command, *more, says in (("describe", "0 made, 12 kept"), ("encode", "0 made, 6 kept"), ("pack", "-o", tmp_path / "again.h5", "again.h5")):  # the root in the first place
+        assert says in run(capsys, command, dataset, "--dataset", "Tiny", *more)[1]
+        code, _, err = run(capsys, command, dataset, *options, *more)
+        assert code == 2 and "give one data root" in err and err.count("\n") == 1
     code, out, _ = run(capsys, "fuse", "--data", dataset, "--dataset", "Tiny", "--split", "train", "-o", tmp_path / "fused", "--gray")
     assert code == 0 and "6 fused" in out and read_image(tmp_path / "fused" / "p3.png").ndim == 2
     for i in range(6): np.save(dataset / "TextFeature" / "IVF" / "Tiny" / f"p{i}.npy", np.ones((1, 5, 768), np.float32)); (dataset / "TextFeature" / "IVF" / "Tiny" / f"p{i}.json").unlink()
@@ -333,6 +382,29 @@ def test_describe_encode_pack(dataset, tmp_path, capsys):
     assert code == 0 and "6 fused" in out and np.array_equal(read_image(tmp_path / "again" / "p3.png"), read_image(tmp_path / "fused" / "p3.png"))
     code, _, err = run(capsys, "fuse", dataset / "Image/IVF/Tiny/IR/p0.png", dataset / "Image/IVF/Tiny/VI/p0.png", "--text-features", dataset / "TextFeature/IVF/Tiny/p0.npy", "-o", tmp_path / "one.png")
     assert code == 2 and "made with blip2-qformer" in err  # what was asked for is not replaced in silence
+
+
+def test_describe_and_encode_at_once(dataset, tmp_path, capsys):
+    command = ["describe", "--data", dataset, "--dataset", "Tiny", "-o", tmp_path / "out", "--encoder"]
+    code, out, err = run(capsys, *command, "magic")
+    assert code == 2 and "unknown text encoder 'magic'" in err and not (tmp_path / "out").exists()
+    assert run(capsys, *command, "minilm")[:2] == (0, "12 made, 0 kept\n6 made, 0 kept\n")
+    assert np.load(tmp_path / "out/TextFeature/IVF/Tiny/p0.npy").shape[::2] == (1, 384) and not (dataset / "TextFeature").exists()
+    (dataset / "Image/IVF/Tiny/IR/p5.png").write_text("damaged")
+    code, out, err = run(capsys, *command, "minilm", "--force")
+    assert code == 1 and out.startswith("11 made") and out.count("made") == 1  # not all texts: nothing is encoded
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["describe", "a.png", "--out", "texts", "--split", "x", "--force", "--cache", "c", "--workers", -3, "--dry-run", "--data", "."], "add --dataset, or leave out --data, --split, --out, --workers, --dry-run, --cache, --force\n"),
+    (["describe", "a.png", "--encoder", "blip2"], "add --dataset, or leave out --encoder\n"),
+    (["describe", "--dataset", "D", "-m", "IR", "--json"], "with --dataset leave out --modality, --json\n"),
+    (["evaluate", "F", "--a", "A", "--b", "B", "--data", "nowhere", "--split", "nolist"], "leave out --data, --split\n"),
+    (["evaluate", "F", "--a", "A", "--b", "B", "--device", "tpu"], "leave out --device\n"),
+])
+def test_what_nothing_would_read_is_refused(images, capsys, argv, says):
+    code, out, err = run(capsys, *argv)
+    assert code == 2 and says in err and err.count("\n") == 1 and not out
 
 
 def test_a_limit_can_be_switched_off():
