@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from nbconvert.preprocessors import ExecutePreprocessor
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "nbs").glob("*.ipynb"))
+LIMIT = 240  # seconds of processor time that a chapter may take: two minutes on two cores
 sys.path.insert(0, str(ROOT / "tools"))
 
 
@@ -41,6 +43,13 @@ def test_the_map_names_every_chapter_in_order():
     assert rows == [(stem.split("_")[0], stem, found[1] if found else "") for stem, found in exports.items()], "the chapter map in nbs/index.ipynb and the notebooks differ"
 
 
+def test_the_repository_is_below_40_mb():
+    if not (ROOT / ".git").exists() or not shutil.which("git"): pytest.skip("needs a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
+    sizes = {name: (ROOT / name).lstat().st_size for name in listed if os.path.lexists(ROOT / name)}
+    assert 0 < sum(sizes.values()) < 40e6, f"tracked files are {sum(sizes.values()) / 1e6:.1f} MB together, the largest {sorted(sizes, key=sizes.get)[-5:]}"
+
+
 @pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem != "index"], ids=lambda path: path.stem)
 def test_opens_with_what_the_reader_will_know_and_closes_with_what_we_get(path):
     prose = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
@@ -59,12 +68,19 @@ def test_stored_clean_and_with_outputs(path):
     assert not re.search(r'(?<![\w.])/(?:home|root|tmp|work|usr)/', path.read_text()), "names a path of a machine"
 
 
+def used():
+    "Seconds of processor time of the processes that this one has started and that have ended, a kernel's own among them."
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_runs_from_a_clean_kernel(path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # the command film, without an activated environment
     nb = nbformat.read(path, as_version=4)
-    stored = [bool(cell.get("outputs")) for cell in nb.cells]
+    stored, before = [bool(cell.get("outputs")) for cell in nb.cells], used()
     ExecutePreprocessor(timeout=600, kernel_name="python3").preprocess(nb, {"metadata": {"path": str(path.parent)}})
+    assert 0 < used() - before < LIMIT, f"{path.name} takes {used() - before:.0f} s of processor time, more than {LIMIT}: show it on less"
     def shows(output): return output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
     for cell, had_output in zip(nb.cells, stored):
         assert had_output or not any(map(shows, cell.get("outputs", ()))), f"stored without the output of this cell, run make notebooks:\n{cell.source}"
