@@ -39,7 +39,7 @@ def load(
     task: str = "ivf",         # 'ivf', 'mif', 'mef' or 'mff'
     device: str | None = None, # 'cpu', 'cuda', ...; None: CUDA where there is one
 ) -> Film:                     # in evaluation mode
-    "The bundled model for a task, loaded once."
+    "The bundled model for a task, loaded once a device."
     return _bundled(get_task(task).name, str(choose_device(device)))
 
 @lru_cache(maxsize=4)
