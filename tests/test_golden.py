@@ -80,12 +80,12 @@ def expect_train_step(form, model, forward):
     assert set(golden["grad_sum_and_norm"]) == {name for name, _ in model.named_parameters()}
     floor = 1e-6 * max(norm for _, norm in golden["grad_sum_and_norm"].values())
     # a slope's gradient is one sum of both signs over the whole map; these nearly cancel, and float32 keeps few of their digits: theirs too
-    cancel = {"restormerca1.preluA1.weight": .3, "restormerca1.preluA3.weight": .3, "restormerca3.preluA1.weight": .3, "restormerca3.preluA3.weight": .3}
+    cancel = {"restormerca1.preluA1.weight": .3, "restormerca3.preluA3.weight": .03}  # seen: .25 and .013 in the plain form, .10 and .008 in the native one
     for name, parameter in model.named_parameters():
         (total, norm), rel = golden["grad_sum_and_norm"][name], cancel.get(name, 1e-2)
         ours = parameter.grad.double()
         assert ours.norm().item() == pytest.approx(norm, rel=rel, abs=floor), name
-        assert abs(ours.sum().item() - total) <= rel * norm + floor, name
+        assert abs(ours.sum().item() - total) <= rel * (norm + abs(total)) + floor, name
     model.zero_grad(set_to_none=True); model.eval()
 
 
