@@ -164,7 +164,7 @@ def add_describe(p: argparse.ArgumentParser):
     p.add_argument("-o", "--out", metavar="ROOT", help="data set: root to write Text/ in (default: the data root)")
     p.add_argument("--encoder", metavar="NAME", help="data set: once every text is there, encode them as film encode --encoder NAME does")
     p.add_argument("--dense", default="objects", help="what is where: objects, measured, florence2[:MODEL], grit:FILE (default: objects)")
-    p.add_argument("--segmenter", default="grabcut", help="which pixels: grabcut, none, sam:CHECKPOINT (default: grabcut)")
+    p.add_argument("--segmenter", default="grabcut", help="which pixels: grabcut, none, sam:CHECKPOINT or sam:FOLDER (default: grabcut)")
     p.add_argument("--captioner", default="measured", help="what it is a picture of: measured, blip2[:MODEL] (default: measured)")
     p.add_argument("--writer", default="measured", help="who writes the paragraph: measured, openai:MODEL, with --json none (default: measured)")
     p.add_argument("--device", default="cpu", help="for local models (default: cpu)")
@@ -372,12 +372,13 @@ def add_app(p: argparse.ArgumentParser):
     p.add_argument("--data", metavar="ROOT", help="data root whose pairs can be chosen (default: FILM_DATA, else ./data)")
     p.add_argument("--port", type=int, default=8866, metavar="N", help="the next free one is taken (default: 8866)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
+    p.add_argument("--stretch", action="store_true", help="map raw 12- and 14-bit data in 16-bit images to the full range, as film fuse does")
 
 # %% ../nbs/09_cli.ipynb #3e43ad41
 def run_app(args) -> int:
     "`film app`"
     from film.widgets import serve
-    serve(args.task, args.data, args.port, not args.no_browser)
+    serve(args.task, args.data, args.port, not args.no_browser, args.stretch)
     return 0
 
 # %% ../nbs/09_cli.ipynb #c3e869d0
@@ -405,7 +406,7 @@ def add_pipeline(p: argparse.ArgumentParser):
 def run_pipeline(args) -> int:
     "`film pipeline`"
     from film import pipeline
-    general = {name: getattr(args, name) for name in ("task", "data", "dataset", "pairs", "seed", "device", "out") if getattr(args, name) is not None}
+    general = {name: getattr(args, name) for name in pipeline.OPTIONS if getattr(args, name) is not None}
     steps = {"train": {"max_steps": args.steps}} if args.steps is not None else {}
     changes = pipeline.merge(pipeline.read_config(args.config) if args.config else {}, general, steps, *map(pipeline.parse_setting, args.set))
     notebooks = Path(args.notebooks) if args.notebooks else pipeline.NOTEBOOKS

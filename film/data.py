@@ -195,7 +195,7 @@ def pairs_digest(
     return digest.hexdigest()
 
 # %% ../nbs/03_data.ipynb #bdb72b11
-PAPER_SIZE = (288, 384)  # height, width: the paper's training size and the network's text grid
+PAPER_SIZE = (288, 384)  # height, width: the released training size and the network's text grid
 
 def resize_paper(
     gray: np.ndarray, # (H, W), integers over their dtype's range or float32 in [0, 1]

@@ -966,7 +966,7 @@ def best_and_worst(
     return contact_sheet(rows, titles)
 
 # %% ../nbs/08_evaluation.ipynb #674c7c1d
-PAPER = { # test set -> FILM's row in tables 1-4 of the paper, in the order of `PAPER_METRICS`
+PAPER = { # test set -> FILM's row in the paper's tables, in the order of `PAPER_METRICS`
     "MSRS":      (6.72, 43.17, 11.70, 3.84, 1.06, 0.73),
     "M3FD":      (7.09, 41.53, 16.77, 5.55, 0.83, 0.67),
     "RoadScene": (7.43, 49.25, 17.34, 6.60, 0.69, 0.62),

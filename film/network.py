@@ -116,7 +116,7 @@ class CrossAttention(nn.Module):
 
 # %% ../nbs/04_fusion_network.ipynb #647f7058
 class TextGuidedStage(nn.Module):
-    "One of the stages in which text guides the features of both images (paper, section 3.3); weights of A and B are separate."
+    "One of the stages in which text guides the features of both images; weights of A and B are separate."
     def __init__(
         self,
         in_channels: int,        # channels that come in: 1 for the first stage
@@ -169,7 +169,7 @@ class TextProcess(nn.Module):
 
 # %% ../nbs/04_fusion_network.ipynb #929fe4fb
 class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-fusion"], pipeline_tag="image-to-image"):
-    """The fusion network of *Image Fusion via Vision-Language Model* (Zhao et al., ICML 2024, section 3.3).
+    """The fusion network of *Image Fusion via Vision-Language Model* (Zhao et al., ICML 2024).
 
     `model(a, b, text)` takes gray images (B, 1, H, W) in [0, 1] and token features (B, L, text_width), and returns the fused image
     (B, 1, H, W) in (0, 1). The defaults are the paper's; with them names and shapes are those of the released checkpoints."""

@@ -253,7 +253,7 @@ class Explorer:
 
     def table(self) -> str:
         "The table of metrics as Markdown."
-        lines = [["result", *(f"{name} {'↑' if METRICS[name].direction == 'higher' else '↓'}" for name in PAPER_METRICS)], ["---"] * (1 + len(PAPER_METRICS))]
+        lines = [["result", *(f"{name} {METRICS[name].arrow}" for name in PAPER_METRICS)], ["---"] * (1 + len(PAPER_METRICS))]
         lines += [[label, *(f"**{value}**" if best else value for value, best in zip(values, bests))] for label, values, bests in self.rows()]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -415,7 +415,7 @@ class Panel:
 
     def _table(self):
         cell = 'style="padding:2px clamp(3px, 1vw, 10px);text-align:right"' # on a phone all six columns shall fit
-        head = "".join(f'<th {cell} title="{METRICS[name].title}">{name} {"↑" if METRICS[name].direction == "higher" else "↓"}</th>' for name in PAPER_METRICS)
+        head = "".join(f'<th {cell} title="{METRICS[name].title}">{name} {METRICS[name].arrow}</th>' for name in PAPER_METRICS)
         body = "".join(f'<tr><td style="padding:2px clamp(3px, 1vw, 10px)">{html.escape(label)}</td>' + "".join(f"<td {cell}>{f'<b>{value}</b>' if best else value}</td>" for value, best in zip(values, bests)) + "</tr>"
                        for label, values, bests in self.explorer.rows())
         return f'<div style="overflow-x:auto;line-height:1.4"><table class="film-scores" style="font-size:clamp(11px, 2.6vw, 14px)"><tr><th style="text-align:left">result</th>{head}</tr>{body}</table></div>'
