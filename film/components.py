@@ -64,6 +64,7 @@ def load_pretrained(
     local = Path(model).is_dir()
     if not local and not may_be_hub_id(model): raise ComponentError(f"{what}: {model} is neither a folder here nor a hub id 'owner/name': give the folder that holds the model's files, or a hub id")
     check_device(device)
+    if reader is None and find_spec("PIL") is None: raise ComponentError(f"{what}: Pillow, which prepares its images, is not installed: {pip_install('text')}")
     try:
         with quietly():
             processor = (reader or transformers.AutoProcessor).from_pretrained(model, local_files_only=local)
@@ -101,8 +102,8 @@ class Blip2Captioner:
 
     def caption(self, description: Description) -> str:
         "One phrase that begins with the prompt."
-        from PIL.Image import fromarray
         processor, network = self.loaded
+        from PIL.Image import fromarray
         inputs = processor(images=[fromarray(to_uint8_rgb(description.image))], text=[self.prompt], padding=True, return_tensors="pt").to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         with torch.inference_mode(): tokens = network.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False)
@@ -156,8 +157,8 @@ class Florence2DenseCaptioner:
 
     def regions(self, description: Description) -> list[Region]:
         "Checked phrases with boxes; Florence-2 gives no scores, so each has 1."
-        from PIL.Image import fromarray
         processor, network = self.loaded
+        from PIL.Image import fromarray
         inputs = processor(images=[fromarray(to_uint8_rgb(description.image))], text=[self.task], return_tensors="pt").to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         with torch.inference_mode(): tokens = network.generate(**inputs, max_new_tokens=self.max_tokens, num_beams=self.beams, do_sample=False)

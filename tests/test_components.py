@@ -231,6 +231,8 @@ def test_sam_reads_safetensors_and_refuses_pickles_that_run_code(sam, tmp_path, 
 def test_missing_package_is_said(monkeypatch):
     monkeypatch.setattr("film.components.find_spec", lambda name: None)
     with pytest.raises(FilmError, match=re.escape(pip_install("text"))): import_segment_anything()
+    for look in (Blip2Captioner("owner/name").caption, Florence2DenseCaptioner("owner/name").regions):
+        with pytest.raises(FilmError, match=f"Pillow.*{re.escape(pip_install('text'))}"): look(description())
 
 
 def test_masks_are_named_by_overlap():
