@@ -547,7 +547,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         p = commands.add_parser(name, help=summary, description=" ".join(description.split()), allow_abbrev=False)  # --data is not short for --dataset
         p.set_defaults(run=run)
         if name in argv: add(p)
-    return parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    options = [word.partition("=")[0] for word in unknown if word.startswith("-")]  # what follows one may be a secret
+    if unknown: raise FilmError(f"{' '.join(options or unknown)}: not an option or argument of film {args.command}; film {args.command} --help lists them")
+    return args
 
 # %% ../nbs/09_cli.ipynb #e1a7ff9c
 def main(

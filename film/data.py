@@ -296,7 +296,7 @@ class _Files:
         self.names = [pair.name for pair in pairs]
         if not pairs: raise FilmError("there are no pairs")
         silent = [pair.name for pair in pairs if (pair.text is None if texts is None else pair.name not in texts)]
-        if silent: raise FilmError(f"{len(silent)} of {len(pairs)} pairs have no text features: {', '.join(silent[:5])}{' ...' if len(silent) > 5 else ''}")
+        if silent: raise FilmError(f"{len(silent)} of {len(pairs)} pairs have no text features: {', '.join(silent[:5])}{' ...' if len(silent) > 5 else ''}; film describe and film encode make them")
         self.width = self.tokens(0).shape[1]
 
     def tokens(self, index): # -> (L, D) float32

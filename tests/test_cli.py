@@ -263,6 +263,12 @@ def test_sixteen_bit_results(images, capsys):
         assert np.abs(difference).max() <= (0 if workers == 1 else 3) and read_image(f"out{workers}/p.png").dtype == np.uint16
 
 
+@pytest.mark.parametrize("words, named", [("train --steps 1", "--steps"), ("fuse a b c -o x", "c"), ("describe a.png --api-key=sk-secret", "--api-key"), ("describe a.png --api-key sk-secret", "--api-key")])
+def test_what_a_command_does_not_know_is_one_line(capsys, words, named):
+    command = words.split()[0]
+    assert run(capsys, *words.split()) == (2, "", f"film: {named}: not an option or argument of film {command}; film {command} --help lists them\n")
+
+
 def test_folders_whose_names_say_the_modality(images, capsys):
     for name in ("one", "two", "three"):
         for side, image in (("ir", "a.png"), ("vis", "b.png")): write_image(f"{side}/{name}_{side}.png", read_image(image))
