@@ -68,7 +68,7 @@ def run_fuse(args) -> int:
     "`film fuse`"
     from film.data import find_pairs, pair_folders
     from film.fast import keep_memory
-    from film.fusion import fuse, fuse_pairs
+    from film.fusion import FORM, fuse, fuse_pairs
     from film.large import write_large
     if args.text and args.text_features: raise FilmError("give --text or --text-features, not both")
     if args.dataset and args.a: raise FilmError("give two images or folders, or --dataset, not both")
@@ -84,7 +84,7 @@ def run_fuse(args) -> int:
         if pairs == []: raise FilmError(f"{args.a} and {args.b}: no images of a kind that is read in folders ({', '.join(sorted(IMAGE_EXTENSIONS))})")
     keep_memory()
     options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory, stretch=args.stretch, bits=args.bits)
-    for name in ("weights", "plain", "backend", "dtype", "compile"):
+    for name in FORM:
         if getattr(args, name): options[name] = getattr(args, name)
     if pairs is None:
         refuse(args, "for one pair leave out {}", workers=1, resume=False)

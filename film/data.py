@@ -147,10 +147,10 @@ def misnamed(
     return problems
 
 
-def _problems(pair, misnamed):
+def _problems(pair, names):
     problems, sizes = [], []
     for path in (pair.a, pair.b):
-        if path in misnamed: problems.append(f"{pair.name}: {misnamed[path]}")
+        if path in names: problems.append(f"{pair.name}: {names[path]}")
         else:
             try: sizes.append(read_image(path).shape[1::-1])
             except FilmError as e: problems.append(f"{pair.name}: {e}")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .core import FilmError
 from .encoding import AUTHORS_ENCODER
+from .text import may_be_hub_id
 
 # %% ../nbs/04_fusion_network.ipynb #7a2fcc6f
 class LayerNorm(nn.Module):
@@ -266,8 +267,7 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
         if path.is_file(): model = cls.from_authors(path)
         else:
             if path.is_dir() and not (path / "model.safetensors").is_file(): raise FilmError(f"{path}: holds no model.safetensors")
-            here = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors") or path.parent != Path() and path.parent.is_dir()  # misspelt: no hub is asked for it
-            if not path.is_dir() and (here or str(weights).count("/") != 1): raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
+            if not path.is_dir() and (path.suffix in (".pt", ".pth", ".ckpt", ".safetensors") or not may_be_hub_id(weights)): raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
             try:
                 with redirect_stdout(io.StringIO()): model = cls.from_pretrained(str(path if path.is_dir() else weights), strict=True)  # the hub library prints on standard output
             except Exception as e:  # hub, safetensors and torch each raise their own, a wrong grid FilmError

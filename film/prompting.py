@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from .core import TASKS, FilmError, pip_install, reduced, to_uint8_rgb
-from .text import ComponentError, Description, _with_article, place_word
+from .text import ComponentError, Description, place_word, with_article
 
 # %% ../nbs/01d_prompting.ipynb #71f684da
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def conversations(
     "What is sent, in the form of OpenAI's chat interface."
     d = description
     task = TASKS[d.task]
-    words = dict(facts=facts_text(d), subject=ABOUT_IMAGE[d.task, d.modality], other=_with_article(task.words[1 - task.modalities.index(d.modality)]), size=f"{d.size[0]}x{d.size[1]}")
+    words = dict(facts=facts_text(d), subject=ABOUT_IMAGE[d.task, d.modality], other=with_article(task.words[1 - task.modalities.index(d.modality)]), size=f"{d.size[0]}x{d.size[1]}")
     found = []
     for question in prompts.questions:
         content = question.format(**words)

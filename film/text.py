@@ -6,10 +6,10 @@
 __all__ = ['HUES', 'MEASURED_SIDE', 'REGION_SIDE', 'MOST_REGIONS', 'PLACES', 'SUBJECTS', 'IRREGULAR', 'SURE', 'NUMBERS',
            'MOST_WORDS', 'COMPONENTS', 'OPTIONAL', 'Measurements', 'blur_effect', 'hue_name', 'measure', 'Region',
            'region_facts', 'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions', 'Description',
-           'light_word', 'contrast_word', 'blur_word', 'place_word', 'plural', 'region_phrase', 'measured_caption',
-           'write_paragraph', 'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions', 'MeasuredCaptioner',
-           'MeasuredWriter', 'ComponentError', 'quietly', 'check_device', 'may_be_hub_id', 'model_files',
-           'get_component', 'measure_in_masks', 'describe']
+           'light_word', 'contrast_word', 'blur_word', 'place_word', 'with_article', 'plural', 'region_phrase',
+           'measured_caption', 'write_paragraph', 'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions',
+           'MeasuredCaptioner', 'MeasuredWriter', 'ComponentError', 'quietly', 'check_device', 'may_be_hub_id',
+           'model_files', 'get_component', 'measure_in_masks', 'describe']
 
 # %% ../nbs/01_text_generation.ipynb #e41a2c20
 import re, zlib
@@ -295,7 +295,9 @@ def _joined(parts: list[str]) -> str:
     "'a', 'a and b', 'a, b and c'."
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
-def _with_article(phrase: str) -> str:
+def with_article(
+    phrase: str, # that a or an shall stand before
+) -> str:
     "'a wide area', 'an orange area', 'an MRI scan'."
     return f"{'an' if phrase[0].lower() in 'aeiou' or phrase.startswith('MRI') else 'a'} {phrase}"
 
@@ -323,7 +325,7 @@ def region_phrase(
     extent = _word(share, (.008, "tiny"), (.04, "small"), (.15, ""), (2, "large"))
     ratio = (x2 - x1) / (y2 - y1)
     shape = "wide" if ratio > 2 else "tall" if ratio < 0.5 else ""
-    thing = _with_article(" ".join(word for word in (extent, shape, region.label) if word))
+    thing = with_article(" ".join(word for word in (extent, shape, region.label) if word))
     colour = f", mostly {region.facts['colour']}," if "colour" in region.facts else ""
     return f"{'' if region.score >= SURE else 'what may be '}{thing}{colour} at the {place_word(region.box, size)} [{x1}, {y1}, {x2}, {y2}]"
 
@@ -352,7 +354,7 @@ def measured_caption(
         if region.score >= SURE: counts[region.label] = counts.get(region.label, 0) + 1
     things = [f"{NUMBERS[count] if count < 10 else 'many'} {label if count == 1 else plural(label)}" for label, count in counts.items()]
     tail = f" with {_joined(things)}" if things else "" if d.regions else " without an area that stands out"
-    return f"{_with_article(head)} of {contrast_word(m.contrast)} contrast{tail}"
+    return f"{with_article(head)} of {contrast_word(m.contrast)} contrast{tail}"
 
 def _seed(description: Description) -> int:
     "A hash of what was measured: the same image gets the same words."
