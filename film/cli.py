@@ -14,7 +14,7 @@ import argparse, json, os, re, sys, warnings
 from pathlib import Path
 
 from . import __version__
-from .core import BUNDLED, EIGHT_BITS, IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_folder, contact_sheet, is_colour, pip_install, read_image, warn_in_a_line, write_image
+from .core import EIGHT_BITS, IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_folder, contact_sheet, is_colour, pip_install, read_image, warn_in_a_line, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_task(p: argparse.ArgumentParser, words: str = "what is fused", **options):
@@ -491,11 +491,11 @@ def info() -> dict:
     def installed(name):
         try: return version(name)
         except PackageNotFoundError: return None
-    def weights(task, folder):
-        config = WEIGHTS_FOLDER / folder / "config.json"
+    def weights(task):
+        config = WEIGHTS_FOLDER / task / "config.json"
         if not config.is_file(): return "missing: the installation is incomplete"
-        whole = checksum(config.with_name("model.safetensors")) == listed.get(f"{folder}/model.safetensors")
-        return f"{folder}, text encoder {json.loads(config.read_text())['text_encoder']}, {'checksum right' if whole else 'CHECKSUM WRONG: install again'}"
+        whole = checksum(config.with_name("model.safetensors")) == listed.get(f"{task}/model.safetensors")
+        return f"{task}, text encoder {json.loads(config.read_text())['text_encoder']}, {'checksum right' if whole else 'CHECKSUM WRONG: install again'}"
     try: optional = [re.match(r"([\w.-]+).*; extra == \W(\w+)", line) for line in requires("film-fusion")]
     except PackageNotFoundError: optional = []  # run from its folder
     extras = {}
@@ -504,7 +504,7 @@ def info() -> dict:
     return {
         "film": __version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__, "transformers": installed("transformers"), "device": str(choose_device()), "CPU path": backend(),
-        "weights": {task: weights(task, folder) for task, folder in BUNDLED.items()},
+        "weights": {task: weights(task) for task in TASKS},
         "extras": extras,
         "data": os.environ.get("FILM_DATA") or "FILM_DATA is not set: ./data",
     }

@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .baselines import METHODS
-from .core import BUNDLED, LUMA, MIN_SIDE, WEIGHTS_FOLDER, FilmError, Task, as_image, check_folder, get_task, is_colour, merge_luma_chroma, reduced, rgb_to_chroma, to_float, to_gray, warn_in_a_line, write_image
+from .core import LUMA, MIN_SIDE, WEIGHTS_FOLDER, FilmError, Task, as_image, check_folder, get_task, is_colour, merge_luma_chroma, reduced, rgb_to_chroma, to_float, to_gray, warn_in_a_line, write_image
 from .data import Pair, misnamed
 from .encoding import encode, read_features
 from .export import FORMATS, Exported, Graphed, Runner, exported
@@ -43,7 +43,7 @@ def load(
     return _bundled(get_task(task).name, str(choose_device(device)))
 
 @lru_cache(maxsize=4)
-def _bundled(task, device): return load_weights(WEIGHTS_FOLDER / BUNDLED[task], device)
+def _bundled(task, device): return load_weights(WEIGHTS_FOLDER / task, device)
 
 # %% ../nbs/07_fusion.ipynb #87510e5a
 def choose_device(

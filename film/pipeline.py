@@ -23,7 +23,7 @@ from typing import Callable
 
 from .annotation import read_text_and_facts
 from .baselines import METHODS
-from .core import BUNDLED, TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task, lock_folder, pip_install, read_image, to_uint8_rgb
+from .core import TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task, lock_folder, pip_install, read_image, to_uint8_rgb
 from .data import check_pairs, find_pairs
 from .encoding import ENCODER_IDS, ENCODERS
 from .text import COMPONENTS, OPTIONAL
@@ -267,7 +267,7 @@ def dependencies(
     "All that decides a stage's result."
     values = {name: value for name, value in parameters.items() if name not in ("run", "notebooks")}  # where they lie decides nothing
     inputs = {path: digest((selected if selected and path.endswith("data/Image") else folder) / path) for path in stage.needs}
-    if values.get("bundled") or values.get("start") == "bundled": inputs["bundled weights"] = digest(WEIGHTS_FOLDER / BUNDLED[values["task"]] / "model.safetensors")
+    if values.get("bundled") or values.get("start") == "bundled": inputs["bundled weights"] = digest(WEIGHTS_FOLDER / values["task"] / "model.safetensors")
     if values.get("dense") == "objects": inputs["detector"] = digest(WEIGHTS_FOLDER / "nanodet-g.safetensors")
     if stage is REPORT: inputs["template"] = digest(Path(notebook).with_suffix(".html"))
     for name, value in values.items():  # files and folders that parameters name: weights, models, imported results

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .baselines import methods_for
-from .core import BUNDLED, TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task
+from .core import TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task
 from .data import check_pairs, data_root, files_digest, find_pairs, pairs_digest
 from .evaluation import METRICS, PAPER, PAPER_METRICS, Evaluation, evaluate_folders, image_set, leaderboard, paper_table, write_report
 from .fusion import fuse_pairs
@@ -45,7 +45,7 @@ def reproduce_one(
     made_from = " ".join([version("film-fusion"), files_digest(sorted([*WEIGHTS_FOLDER.parent.glob("*.py"), *WEIGHTS_FOLDER.parent.glob("_native*")])), pairs_digest(pairs)])  # code and sources
     for method in methods:
         folder, made_by = out / dataset / method, made_from
-        if method == "film": made_by += " " + checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors")
+        if method == "film": made_by += " " + checksum(WEIGHTS_FOLDER / task.name / "model.safetensors")
         mark = folder / "made_by.txt"
         if folder.exists() and any(folder.iterdir()) and not mark.is_file(): raise FilmError(f"{folder}: holds files that were not made here; choose another folder for results")
         if folder.exists() and mark.is_file() and mark.read_text() != made_by:
@@ -84,7 +84,7 @@ def reproduce(
     if unknown: raise FilmError(f"{', '.join(sorted(unknown))}: not a test set of the paper ({', '.join(PAPER)})")
     there = [(task, name) for task in TASKS.values() for name in PAPER if name in (datasets or PAPER) and (root / "Image" / task.folder / name / "test.txt").is_file()]
     if not there: raise FilmError(f"{root}: no test list of {', '.join(datasets or PAPER)} below Image/<TASK>/<DATASET>/test.txt")
-    current = {task.name: checksum(WEIGHTS_FOLDER / BUNDLED[task.name] / "model.safetensors") for task in TASKS.values()}
+    current = {task.name: checksum(WEIGHTS_FOLDER / task.name / "model.safetensors") for task in TASKS.values()}
     for task, name in there:
         result = reproduce_one(task, name, root, out, device)
         print(f"\n{name}\n{paper_table(result, name, [pair for pair in result.pairs])}\n", flush=True)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from . import fast
-from .core import BUNDLED, WEIGHTS_FOLDER, FilmError, atomic_write, contact_sheet, get_task, lock_folder, pip_install, write_image
+from .core import WEIGHTS_FOLDER, FilmError, atomic_write, contact_sheet, get_task, lock_folder, pip_install, write_image
 from .data import FusionDataset, Pair, check_darkening, check_pairs, collate, files_digest, find_pairs, pairs_digest
 from .encoding import encode, get_encoder, pair_features, read_features, write_features
 from .losses import LossSettings, fusion_loss, setting
@@ -87,7 +87,7 @@ PRESETS = { # name -> what it changes for a task
     "paper": lambda task: {},
     "quick": lambda task: dict(mode="crop", flips=True, max_tokens=16, batch_size=1, lr=1e-3, schedule="cosine", warmup=50, clip=1.0, epochs=15, start="pass-through",
                                text_lr=0.01, padding="replicate"),
-    "bundled": lambda task: json.loads((WEIGHTS_FOLDER / BUNDLED[task] / "settings.json").read_text()) | dict(start="bundled", validation=0),
+    "bundled": lambda task: json.loads((WEIGHTS_FOLDER / task / "settings.json").read_text()) | dict(start="bundled", validation=0),
 }
 
 # %% ../nbs/06_training.ipynb #33faa3ec
@@ -318,7 +318,7 @@ def start_weights(
     task: str,  # whose weights, for 'bundled'
 ) -> dict[str, Tensor]:
     "Weights to go on from; `FilmError` if they are missing or of another shape. Where text tokens have another width, the layer that takes them in keeps its initial weights."
-    if path == "bundled": path = WEIGHTS_FOLDER / BUNDLED[get_task(task).name]
+    if path == "bundled": path = WEIGHTS_FOLDER / get_task(task).name
     if not Path(path).exists(): raise FilmError(f"start {path!r} is neither 'default', 'pass-through' nor 'bundled' nor a file or folder of weights")
     found = Film.from_weights(path)
     if found.depth != film.depth: raise FilmError(f"{path}: weights of depth {found.depth} do not fit a network of depth {film.depth}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from film.cli import main
-from film.core import BUNDLED, WEIGHTS_FOLDER, FilmError, read_image, write_image
+from film.core import TASKS, WEIGHTS_FOLDER, FilmError, read_image, write_image
 from film.evaluation import PAPER, PAPER_METRICS, metrics
 from film.fusion import load
 from film.reproduction import ARTEFACTS, artefact_table, checksum, reproduce, reproduce_one, reproduction_table
@@ -21,14 +21,14 @@ def test_bundled_weights_are_whole():
     assert sum((WEIGHTS_FOLDER / name).stat().st_size for name in there if name.endswith("model.safetensors")) <= 20e6
 
 
-@pytest.mark.parametrize("folder", sorted(set(BUNDLED.values())))
+@pytest.mark.parametrize("folder", sorted(TASKS))
 def test_bundled_weights_have_card_log_and_curve(folder):
     assert all((WEIGHTS_FOLDER / folder / name).is_file() for name in ("README.md", "loss.png", "settings.json", "config.json"))
     log = [json.loads(line) for line in (WEIGHTS_FOLDER / folder / "training.jsonl").read_text().splitlines()]
     assert {"step", "total", "intensity", "gradient"} <= set(log[0]) and any("validation" in line for line in log)
 
 
-def test_each_task_loads(): assert all(load(task, "cpu").text_encoder == "all-MiniLM-L6-v2" for task in BUNDLED)
+def test_each_task_loads(): assert all(load(task, "cpu").text_encoder == "all-MiniLM-L6-v2" for task in TASKS)
 
 
 @pytest.fixture
