@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'WEIGHTS_FOLDER', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'MOST_PIXE
            'pip_install', 'warn_in_a_line', 'Task', 'get_task', 'check_image', 'image_stem', 'quiet_decoders',
            'plain_tiff', 'read_image', 'as_image', 'check_folder', 'lock_folder', 'atomic_write', 'check_output',
            'write_image', 'to_float', 'to_gray', 'is_colour', 'rgb_to_chroma', 'merge_luma_chroma', 'reduced',
-           'to_uint8_rgb', 'contact_sheet', 'show']
+           'to_uint8_rgb', 'contact_sheet', 'jpeg_bytes', 'show']
 
 # %% ../nbs/00_core.ipynb #be955b3d
 import io, json, logging, os, re, sys, threading, uuid, warnings
@@ -371,10 +371,18 @@ def contact_sheet(
     return np.vstack([np.pad(line, ((0, gap), (0, width - line.shape[1]), (0, 0)), constant_values=255) for line in lines])
 
 # %% ../nbs/00_core.ipynb #14827609
+def jpeg_bytes(
+    image: np.ndarray, # (H, W) or (H, W, 3), any accepted dtype
+    quality: int = 85, # 0 to 100; notebooks are stored with their pictures, so small matters
+) -> bytes:
+    "The image as a JPEG file, for pages and notebooks."
+    return cv2.imencode(".jpg", to_uint8_rgb(image)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
 def show(
     image: np.ndarray, # (H, W) or (H, W, 3), any accepted dtype
-    quality: int = 85, # JPEG quality; notebooks are stored with their pictures, so small matters
+    quality: int = 85, # of the JPEG
 ):
     "The image as a picture in a notebook."
     from IPython.display import Image
-    return Image(data=cv2.imencode(".jpg", to_uint8_rgb(image)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    return Image(data=jpeg_bytes(image, quality))

@@ -23,7 +23,7 @@ from typing import Callable
 
 from .annotation import read_text_and_facts
 from .baselines import METHODS
-from .core import TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task, lock_folder, pip_install, read_image, to_uint8_rgb
+from .core import TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task, jpeg_bytes, lock_folder, pip_install, read_image, to_uint8_rgb
 from .data import check_pairs, find_pairs
 from .encoding import ENCODER_IDS, ENCODERS
 from .text import COMPONENTS, OPTIONAL
@@ -462,8 +462,7 @@ def picture_uri(
     import cv2
     image = to_uint8_rgb(read_image(path))
     if image.shape[0] > height: image = cv2.resize(image, (max(1, round(image.shape[1] * height / image.shape[0])), height), interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}", image.shape[1], image.shape[0]
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg_bytes(image, quality)).decode()}", image.shape[1], image.shape[0]
 
 # %% ../nbs/10_pipeline.ipynb #b824dd7d
 def shareable(

@@ -24,7 +24,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from .core import FilmError, Task, as_image, get_task, is_colour, reduced, to_float, to_gray, to_uint8_rgb
+from .core import FilmError, Task, as_image, get_task, is_colour, jpeg_bytes, reduced, to_float, to_gray, to_uint8_rgb
 
 # %% ../nbs/01_text_generation.ipynb #981964cf
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Description:
         "The picture with its boxes, and the paragraph under it."
         import base64, html
         if self.image is None: return f"<p>{html.escape(self.paragraph)}</p>"
-        jpeg = cv2.imencode(".jpg", draw_regions(self.image, self.regions)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+        jpeg = jpeg_bytes(draw_regions(self.image, self.regions), 80)
         return (f'<img src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" alt="{html.escape(self.caption)}"/>'
                 f'<p style="max-width:480px">{html.escape(self.paragraph)}</p>')
 

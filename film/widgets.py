@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from .baselines import METHODS as RULES, methods_for
-from .core import MIN_SIDE, TASKS, FilmError, Task, contact_sheet, get_task, pip_install, read_image, reduced, to_gray, to_uint8_rgb
+from .core import MIN_SIDE, TASKS, FilmError, Task, contact_sheet, get_task, jpeg_bytes, pip_install, read_image, reduced, to_gray, to_uint8_rgb
 from .data import data_root, find_pairs
 from .evaluation import METRICS, PAPER_METRICS, metrics
 from .fusion import DESCRIBED_SIDE, Prepared, finish, fuse_luma, load, load_weights, read_pair, text_tokens
@@ -274,7 +274,7 @@ def _ipywidgets():
 
 def _jpeg(image):
     "An image reduced to what a screen shows, as bytes."
-    return cv2.imencode(".jpg", reduced(to_uint8_rgb(image), SHOWN)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    return jpeg_bytes(reduced(to_uint8_rgb(image), SHOWN), 92)
 
 def _decoded(upload):
     "The image of an uploaded file."
