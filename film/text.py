@@ -473,11 +473,13 @@ class ComponentError(FilmError):
 # %% ../nbs/01_text_generation.ipynb #0459e206
 @contextmanager
 def quietly():
-    "While it lasts, transformers shows no progress bars, and neither it nor the hub's library any notes."
-    from huggingface_hub.utils import logging as hub
+    "While it lasts, transformers shows no progress bars, and neither it nor the hub's library any notes. Downloads, which are gigabytes, keep their bars."
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars, logging as hub
     from transformers.utils import logging
+    downloads = not are_progress_bars_disabled()
     level, hub_level, bars = logging.get_verbosity(), hub.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error(); hub.set_verbosity_error(); logging.disable_progress_bar()
+    logging.set_verbosity_error(); hub.set_verbosity_error(); logging.disable_progress_bar()  # the downloads' as well
+    if downloads: enable_progress_bars()
     try: yield
     finally:
         logging.set_verbosity(level); hub.set_verbosity(hub_level)

@@ -10,7 +10,7 @@ from skimage import data as photographs
 from film.components import (Blip2Captioner, Florence2DenseCaptioner, GritResults, SamSegmenter, batched_nms, box_area, checked_regions, import_segment_anything, model_id,
                              name_masks, pick_device)
 from film.core import FilmError, pip_install
-from film.text import Mask, Region, describe, get_component
+from film.text import Mask, Region, describe, get_component, quietly
 from tiny_models import save_blip2, save_florence2, tiny_sam
 
 CAT = photographs.chelsea()  # 300 x 451
@@ -21,6 +21,13 @@ def description(image=CAT, name="cat"): return describe(image, task="mff", modal
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory): return tmp_path_factory.mktemp("models")
+
+
+def test_downloads_of_models_show_their_progress():
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils.logging import is_progress_bar_enabled
+    with quietly(): assert not is_progress_bar_enabled() and not are_progress_bars_disabled()
+    assert is_progress_bar_enabled() and not are_progress_bars_disabled()
 
 
 # ---------------------------------------------------------------- BLIP-2
