@@ -359,7 +359,8 @@ def contact_sheet(
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         label = np.full((bar, width, 3), 255, np.uint8)
         # FONT_HERSHEY draws ASCII only; the text is shrunk to fit a narrow image
-        scale = min(0.45, 0.45 * (width - 4) / max(1, cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]))
+        scale = next((s for s in np.arange(0.45, 0.2, -0.01) if cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, s, 1)[0][0] <= width - 4), 0.2)  # sizes go in steps
+        cv2.rectangle(image, (0, 0), (width - 1, height - 1), (200, 200, 200), 1)  # white pictures on white pages
         cv2.putText(label, title, (2, 15), cv2.FONT_HERSHEY_SIMPLEX, scale, (20, 20, 20), 1, cv2.LINE_AA)
         return np.vstack([label, image])
     lines = []

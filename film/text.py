@@ -107,7 +107,7 @@ class Region:
     score: float = 1.0                   # that component's confidence, in [0, 1]
 
 # %% ../nbs/01_text_generation.ipynb #a6fd847e
-REGION_SIDE = 256  # pixels: regions are searched on an image reduced to this, so a region is at least some 1/200 of the side
+REGION_SIDE = 256  # pixels: regions are searched on an image reduced to this, so a square region is found from about 1/30 of the side on
 MOST_REGIONS = 4   # of the bright and dark areas the most conspicuous are kept
 
 def region_facts(
@@ -211,9 +211,10 @@ def draw_regions(
         x1, y1, x2, y2 = (round(v * scale) for v in region.box)
         colour = ((255, 200, 0), (0, 220, 255), (255, 90, 160), (120, 255, 90))[number % 4]
         cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, 1)
-        place = (max(2, min(x1 + 2, picture.shape[1] - 8 * len(region.label))), y1 - 4 if y1 > 14 else y1 + 12)
-        cv2.putText(picture, region.label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 3, cv2.LINE_AA)
-        cv2.putText(picture, region.label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+        (width, height), below = cv2.getTextSize(region.label, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+        x, y = max(2, min(x1 + 2, picture.shape[1] - width - 3)), y1 - 4 if y1 > 14 else y1 + 12
+        cv2.rectangle(picture, (x - 2, y - height - 2), (x + width + 1, y + below), (0, 0, 0), -1)
+        cv2.putText(picture, region.label, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
     return picture
 
 # %% ../nbs/01_text_generation.ipynb #10e14eb3

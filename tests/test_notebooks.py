@@ -30,6 +30,17 @@ def test_export_is_up_to_date(tmp_path):
     assert {path.name for path in (ROOT / "film").glob("*.py")} == made
 
 
+def test_stored_numbers_are_of_what_is_there():
+    "The first page's cost is that of the figure's measurements, chapter 04c was run with the bundled weights."
+    from film.export import facts
+    from film.network import Film
+    cost = json.loads((ROOT / "outputs" / "cost.json").read_text())
+    faster = {form: [f"{cost[size]['plain']['seconds'] / cost[size][form]['seconds']:.1f}" for size in ("288x384", "480x640")] for form in ("native", "torch")}
+    text = (ROOT / "README.md").read_text()
+    assert "native kernels are {} and {} times faster".format(*faster["native"]) in text and "torch alone is {} and {} times faster".format(*faster["torch"]) in text
+    assert facts(Film.from_weights(ROOT / "film" / "weights" / "ivf"))["weights"] in (ROOT / "nbs" / "04c_export.ipynb").read_text(), "run tools/notebooks.py 04c_"
+
+
 def test_readme_is_up_to_date():
     from notebooks import readme
     assert (ROOT / "README.md").read_text() == readme(), "README.md is not made from nbs/index.ipynb: run python tools/notebooks.py --readme"
