@@ -854,7 +854,7 @@ class Row:
 
 # %% ../nbs/08_evaluation.ipynb #812f44b0
 def leaderboard(
-    evaluation: Evaluation,
+    evaluation: Evaluation, # of one or more methods
 ) -> list[Row]: # best mean rank first
     "The methods on the pairs that all of them have. `FilmError` if there is no such pair."
     names = evaluation.common()
@@ -876,7 +876,7 @@ def _note(evaluation, interval):
     return f"{note} In colour: {', '.join(coloured)}; their luma is scored." if coloured else note
 
 def to_markdown(
-    evaluation: Evaluation,
+    evaluation: Evaluation, # of one or more methods
 ) -> str:
     "The leaderboard as a Markdown table: mean [95 % interval], the best of each column bold, ranks where there are several methods."
     rows, several, one = leaderboard(evaluation), len(evaluation.scores) > 1, len(evaluation.common()) == 1
@@ -890,7 +890,7 @@ def to_markdown(
 
 # %% ../nbs/08_evaluation.ipynb #8413d7b4
 def to_latex(
-    evaluation: Evaluation,
+    evaluation: Evaluation, # of one or more methods
 ) -> str:
     "The leaderboard as a LaTeX table (booktabs): means, half the width of the 95 % interval as subscript, the best of each column bold."
     rows, one = leaderboard(evaluation), len(evaluation.common()) == 1
@@ -906,7 +906,7 @@ def to_latex(
 
 # %% ../nbs/08_evaluation.ipynb #0d59f35d
 def to_json(
-    evaluation: Evaluation,
+    evaluation: Evaluation, # of one or more methods
 ) -> str:
     "The leaderboard, the directions and the problems as JSON; of one image without intervals."
     interval = {} if len(evaluation.common()) == 1 else {"confidence": 0.95}
@@ -921,7 +921,7 @@ def to_json(
 # %% ../nbs/08_evaluation.ipynb #32693ccc
 def write_csv(
     path: str | os.PathLike, # the file to write
-    evaluation: Evaluation,
+    evaluation: Evaluation,  # of one or more methods
 ):
     "One line an image and method, all digits: method, name, metrics."
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file: # names as the disk has them
@@ -932,15 +932,18 @@ def write_csv(
 
 # %% ../nbs/08_evaluation.ipynb #4622dab9
 def leaderboard_picture(
-    evaluation: Evaluation,
+    evaluation: Evaluation, # of one or more methods
+    title: str = "",        # of the picture
 ) -> np.ndarray: # (H, W, 3) uint8
     "Methods by metrics: the mean as a number, the rank as colour (green is best)."
     rows, names = leaderboard(evaluation), evaluation.metrics
-    left, width, height = 40 + 10 * max(len(row.method) for row in rows), 92, 34
-    picture = np.full((height * (len(rows) + 1), left + width * (len(names) + 1), 3), 255, np.uint8)
-    def write(text, x, y): cv2.putText(picture, text, (x, y + 22), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (20, 20, 20), 1, cv2.LINE_AA)
-    for column, name in enumerate([*names, "rank"]): write(name if name == "rank" else f"{name} {'+' if METRICS[name].direction == 'higher' else '-'}", left + width * column + 10, 0)
-    for line, row in enumerate(rows, 1):
+    head = f"{title}{': ' * bool(title)}+ higher is better, - lower is better; green: best"
+    left, width, height, font = 40 + 10 * max(len(row.method) for row in rows), 92, 34, (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
+    picture = np.full((height * (len(rows) + 2), max(left + width * (len(names) + 1), 20 + cv2.getTextSize(head, *font, 1)[0][0]), 3), 255, np.uint8)
+    def write(text, x, y): cv2.putText(picture, text, (x, y + 22), *font, (20, 20, 20), 1, cv2.LINE_AA)
+    write(head, 10, 0)
+    for column, name in enumerate([*names, "rank"]): write(name if name == "rank" else f"{name} {'+' if METRICS[name].direction == 'higher' else '-'}", left + width * column + 10, height)
+    for line, row in enumerate(rows, 2):
         write(row.method, 10, height * line)
         for column, (text, place) in enumerate([*((f"{row.mean[name]:.2f}", row.rank[name]) for name in names), (f"{row.mean_rank:.1f}", row.mean_rank)]):
             share = (place - 1) / max(1, len(rows) - 1)  # 0 best, 1 last
@@ -952,27 +955,32 @@ def leaderboard_picture(
 
 # %% ../nbs/08_evaluation.ipynb #a35ed2fe
 def best_and_worst(
-    evaluation: Evaluation,
+    evaluation: Evaluation, # of one or more methods
 ) -> np.ndarray: # (H, W, 3) uint8
-    "Sources beside every method's result, for the pairs with the best and the worst Qabf (the evaluation's last metric if it was not computed), averaged over the methods."
+    "Sources and every method's result, four a row, for the pairs with the best and the worst Qabf (the evaluation's last metric if it was not computed), averaged over the methods."
     metric = "Qabf" if "Qabf" in evaluation.metrics else evaluation.metrics[-1]
     sign = 1 if METRICS[metric].direction == "higher" else -1
     order = sorted(evaluation.common(), key=lambda name: -sign * np.mean([scores[name][metric] for scores in evaluation.scores.values()]))
     rows, titles = [], []
     for name in dict.fromkeys((order[0], order[-1])):
         pair = evaluation.pairs[name]
-        rows.append([read_image(pair.a), read_image(pair.b)] + [read_image(evaluation.fused[method][name]) for method in evaluation.scores])
-        titles.append([f"A: {name}", "B"] + [f"{method}: {metric} {scores[name][metric]:.2f}" for method, scores in evaluation.scores.items()])
+        images = [read_image(pair.a), read_image(pair.b)] + [read_image(evaluation.fused[method][name]) for method in evaluation.scores]
+        names = [f"A: {name}", "B"] + [f"{method}: {metric} {scores[name][metric]:.2f}" for method, scores in evaluation.scores.items()]
+        for start in range(0, len(images), 4): rows.append(images[start:start + 4]); titles.append(names[start:start + 4])
     return contact_sheet(rows, titles)
 
 # %% ../nbs/08_evaluation.ipynb #674c7c1d
 PAPER = { # test set -> FILM's row in the paper's tables, in the order of `PAPER_METRICS`
+    # infrared-visible
     "MSRS":      (6.72, 43.17, 11.70, 3.84, 1.06, 0.73),
     "M3FD":      (7.09, 41.53, 16.77, 5.55, 0.83, 0.67),
     "RoadScene": (7.43, 49.25, 17.34, 6.60, 0.69, 0.62),
+    # medical
     "Harvard":   (4.74, 65.26, 23.36, 6.19, 0.78, 0.76),
+    # multi-exposure
     "SICE":      (7.07, 54.21, 19.42, 5.15, 1.05, 0.79),
     "MEFB":      (7.31, 69.02, 20.98, 6.15, 0.98, 0.77),
+    # multi-focus
     "RealMFF":   (7.11, 54.93, 15.62, 5.43, 1.10, 0.76),
     "Lytro":     (7.56, 59.15, 19.57, 6.97, 0.98, 0.74),
 }
@@ -1006,7 +1014,7 @@ def image_set(
 
 # %% ../nbs/08_evaluation.ipynb #d9dada98
 def paper_table(
-    evaluation: Evaluation,
+    evaluation: Evaluation,          # of one or more methods
     dataset: str,                    # e.g. 'MSRS'
     listed: list[str] | None = None, # see `image_set`
 ) -> str:
@@ -1026,7 +1034,7 @@ def paper_table(
 # %% ../nbs/08_evaluation.ipynb #1ee4154b
 def write_report(
     out: str | os.PathLike,          # folder; made if missing
-    evaluation: Evaluation,
+    evaluation: Evaluation,          # of one or more methods
     dataset: str | None = None,      # with `paper`: which rows
     paper: bool = False,             # also the comparison with the paper
     listed: list[str] | None = None, # see `image_set`
@@ -1042,6 +1050,6 @@ def write_report(
     for name, text in texts.items():
         with atomic_write(out / name) as temporary: temporary.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
     for name in {"paper.md", "problems.txt"} - texts.keys(): (out / name).unlink(missing_ok=True)  # of another evaluation
-    write_image(out / "leaderboard.png", leaderboard_picture(evaluation))
+    write_image(out / "leaderboard.png", leaderboard_picture(evaluation, dataset or ""))
     write_image(out / "best_and_worst.png", best_and_worst(evaluation))
     return [out / name for name in ("scores.csv", *texts, "leaderboard.png", "best_and_worst.png")]

@@ -411,6 +411,9 @@ def test_titles_name_the_metric(folders, monkeypatch):
     result = evaluate_folders(folders / "good", pairs_of(folders))
     best_and_worst(result)
     assert [line[2] for line in titles] == [f"good: Qabf {value:.2f}" for value in sorted((s["Qabf"] for s in result.scores["good"].values()), reverse=True)[::2]]
+    titles.clear()
+    best_and_worst(evaluate_folders({method: folders / "good" for method in "xyz"}, pairs_of(folders)))
+    assert [len(line) for line in titles] == [4, 1, 4, 1]
 
 
 def test_names_that_are_not_utf8_are_written_as_they_are(folders):
