@@ -88,9 +88,10 @@ def reproduce(
     for task, name in there:
         result = reproduce_one(task, name, root, out, device)
         print(f"\n{name}\n{paper_table(result, name, [pair for pair in result.pairs])}\n", flush=True)
+        rows = {row.method: row for row in leaderboard(result)}
         facts[name] = dict(task=task.name, pairs=len(result.common()), image_set=image_set(name, result.common())[1], images=result.common(),
                            weights=current[task.name],
-                           paper=dict(zip(PAPER_METRICS, PAPER[name])), means={row.method: row.mean for row in leaderboard(result)})
+                           paper=dict(zip(PAPER_METRICS, PAPER[name])), means={method: row.mean for method, row in rows.items()}, interval={metric: [rows["film"].low[metric], rows["film"].high[metric]] for metric in result.metrics})
     kept = _earlier(out / "reproduction.json", current)  # test sets that were not asked for
     facts = {name: (kept | facts)[name] for name in PAPER if name in kept | facts}
     report = dict(film=version("film-fusion"), torch=version("torch"), command="film evaluate --paper", datasets=facts)
@@ -102,13 +103,14 @@ def reproduce(
 def reproduction_table(
     report: dict, # as `reproduce` returns it
 ) -> str:         # Markdown
-    "Ours beside the paper's, a test set after the other."
+    "Ours with its 95 % interval beside the paper's, a test set after the other."
     lines = ["| test set (pairs) | row | " + " | ".join(PAPER_METRICS) + " | at or above the paper |", "|---" * (3 + len(PAPER_METRICS)) + "|"]
     for name, facts in report["datasets"].items():
         ours, paper = facts["means"]["film"], facts["paper"]
         best = {metric: max((value[metric], rule) for rule, value in facts["means"].items() if rule != "film") for metric in PAPER_METRICS}
         reached = sum(round(ours[metric], 2) >= paper[metric] for metric in PAPER_METRICS)
         lines.append(f"| {name} ({facts['pairs']}) | ours | " + " | ".join(f"**{ours[m]:.2f}**" if round(ours[m], 2) >= paper[m] else f"{ours[m]:.2f}" for m in PAPER_METRICS) + f" | {reached} of {len(PAPER_METRICS)} |")
+        lines.append("| | ours, 95 % interval | " + " | ".join("{:.2f} to {:.2f}".format(*facts["interval"][m]) for m in PAPER_METRICS) + " | |")
         lines.append("| | paper | " + " | ".join(f"{paper[m]:.2f}" for m in PAPER_METRICS) + " | |")
         lines.append("| | best classical rule | " + " | ".join(f"{best[m][0]:.2f} {best[m][1]}" for m in PAPER_METRICS) + " | |")
     return "\n".join(lines)

@@ -50,6 +50,9 @@ def test_table_is_made_resumed_and_renewed(root, tmp_path, capsys):
     assert np.allclose([facts["means"]["film"][name] for name in PAPER_METRICS + ARTEFACTS], by_hand)
     assert [line.split(" | ")[1:3] for line in artefact_table(report).splitlines()[2:5]] == [[name, f"{value:.2f}"] for name, value in zip(ARTEFACTS, by_hand[6:])]
     assert json.loads((out / "reproduction.json").read_text()) == report and "Lytro (2)" in reproduction_table(report)
+    scores = {row["method"]: row["scores"] for row in json.loads((out / "Lytro" / "report" / "table.json").read_text())["methods"]}
+    assert facts["interval"] == {name: [value["low"], value["high"]] for name, value in scores["film"].items()} and set(facts["interval"]) == {*PAPER_METRICS, *ARTEFACTS}
+    assert "| | ours, 95 % interval | {:.2f} to {:.2f} |".format(*facts["interval"]["EN"]) in reproduction_table(report)
     fused = out / "Lytro" / "film" / "one.png"
     kept = fused.stat().st_mtime_ns
     assert main(["evaluate", "--paper", "--data", str(root), "-o", str(out)]) == 0
@@ -75,10 +78,11 @@ def test_one_test_set_made_again_leaves_the_others(root, tmp_path):
     assert set(both["datasets"]) == {"RealMFF", "Lytro"} == set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"])
     whole = json.dumps(both)
     both["datasets"]["RealMFF"]["weights"] = "others"
-    older, bare, empty = json.loads(whole), json.loads(whole), dict(datasets=dict(RealMFF={}))
+    older, oldest, bare, empty = json.loads(whole), json.loads(whole), json.loads(whole), dict(datasets=dict(RealMFF={}))
     del older["datasets"]["RealMFF"]["means"]["film"]["REV"]
+    del oldest["datasets"]["RealMFF"]["interval"]
     del bare["datasets"]["RealMFF"]["pairs"]
-    for stale in (both, older, bare, empty, dict(datasets=[])):
+    for stale in (both, older, oldest, bare, empty, dict(datasets=[])):
         (tmp_path / "out" / "reproduction.json").write_text(json.dumps(stale))
         assert set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"]) == {"Lytro"}
 
