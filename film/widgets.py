@@ -249,7 +249,8 @@ class Explorer:
     def rows(self) -> list[tuple[str, list[str], list[bool]]]: # label, values as text, which of them are the best of their column
         "The table of metrics, a row a result."
         best = {name: (max if METRICS[name].direction == "higher" else min)((r.scores[name] for r in self.results), default=0) for name in PAPER_METRICS}
-        return [(self.label(r), [f"{r.scores[name]:.3f}" for name in PAPER_METRICS], [len(self.results) > 1 and r.scores[name] == best[name] for name in PAPER_METRICS]) for r in self.results]
+        shown = lambda value: f"{value:.3f}"  # what looks equal is equally good
+        return [(self.label(r), [shown(r.scores[name]) for name in PAPER_METRICS], [len(self.results) > 1 and shown(r.scores[name]) == shown(best[name]) for name in PAPER_METRICS]) for r in self.results]
 
     def table(self) -> str:
         "The table of metrics as Markdown."
