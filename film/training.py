@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TrainSettings', 'make_settings', 'check_precision', 'learning_rate', 'pass_through', 'training_pairs',
            'held_out', 'text_features', 'Run', 'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch',
-           'one_line', 'fuse_item', 'validate', 'parameter_groups', 'start_weights', 'save_weights', 'Source', 'train']
+           'one_line', 'fuse_item', 'validate', 'parameter_groups', 'start_weights', 'go_on_from', 'save_weights',
+           'Source', 'train']
 
 # %% ../nbs/06_training.ipynb #dbbba287
 import copy, json, math, shutil, signal, sys, tempfile, threading
@@ -103,18 +104,18 @@ def make_settings(
 
 # %% ../nbs/06_training.ipynb #45c144ff
 def check_precision(
-    settings: TrainSettings,
-    device: torch.device, # where it will train
+    settings: TrainSettings, # of the run
+    device: torch.device,    # where it will train
 ):
     "`FilmError` for fp16 on a CPU, where accelerate would train in float32 and not say so."
     if settings.mixed_precision == "fp16" and device.type == "cpu": raise FilmError("mixed_precision fp16 needs a GPU (CUDA); on a CPU use bf16 or no")
 
 # %% ../nbs/06_training.ipynb #7cd3a0d2
 def learning_rate(
-    settings: TrainSettings,
-    step: int,            # 0, 1, ...
-    steps_per_epoch: int, # for schedule 'step'
-    total_steps: int,     # of the run, for schedule 'cosine'
+    settings: TrainSettings, # of the run
+    step: int,               # 0, 1, ...
+    steps_per_epoch: int,    # for schedule 'step'
+    total_steps: int,        # of the run, for schedule 'cosine'
 ) -> float:
     "Adam's learning rate at a step."
     if settings.schedule == "step": return settings.lr * settings.lr_gamma ** (step // steps_per_epoch // settings.lr_epochs)
@@ -138,7 +139,7 @@ def pass_through(
 # %% ../nbs/06_training.ipynb #1c577cbb
 def training_pairs(
     root: str | Path | None, # data root
-    settings: TrainSettings,
+    settings: TrainSettings, # whose task, data sets and split
 ) -> list[Pair]:             # of all its data sets; where there are several, names begin with the data set's
     "The pairs that the settings name, all of them checked."
     datasets = settings.dataset.split("+")
@@ -149,18 +150,18 @@ def training_pairs(
 
 # %% ../nbs/06_training.ipynb #9184cbb9
 def held_out(
-    settings: TrainSettings,
-    count: int,       # pairs in all
-) -> list[int]:       # indices, sorted
+    settings: TrainSettings, # how many, and the seed
+    count: int,              # pairs in all
+) -> list[int]:              # indices, sorted
     "The pairs kept for validation, drawn by the seed."
     return sorted(np.random.default_rng((settings.seed, 1 << 32)).permutation(count)[:settings.validation].tolist())
 
 # %% ../nbs/06_training.ipynb #8238b498
 def text_features(
-    pairs: list[Pair],
-    task: str,
-    encoder: str,        # name of a text encoder, for pairs without a feature file
-    folder: Path,        # keeps the features made here
+    pairs: list[Pair], # with feature files or without
+    task: str,         # whose modalities the descriptions name
+    encoder: str,      # name of a text encoder, for pairs without a feature file
+    folder: Path,      # keeps the features made here
 ) -> tuple[dict[str, np.ndarray], str]: # name -> (L, D) float32, and the id of the encoder that made them
     "Token features of every pair: read where there is a file, else described and encoded, again where the images are others by now. Resumable; shows progress."
     if encoder == "constant": return {pair.name: encode([pair.name], encoder)[0] for pair in pairs}, encoder
@@ -261,9 +262,9 @@ class LossModule(nn.Module):
 # %% ../nbs/06_training.ipynb #76da9ed9
 def batches_of_epoch(
     pairs: int,      # how many there are
-    batch_size: int,
-    seed: int,
-    epoch: int,
+    batch_size: int, # pairs a batch
+    seed: int,       # of the run
+    epoch: int,      # 0, 1, ...
 ) -> list[list[int]]: # indices; the incomplete last batch is dropped
     "The epoch's batches, a function of seed and epoch."
     order = np.random.default_rng((seed, epoch)).permutation(pairs)
@@ -271,7 +272,7 @@ def batches_of_epoch(
 
 # %% ../nbs/06_training.ipynb #1d3e2a2d
 def one_line(
-    loader: DataLoader,
+    loader: DataLoader, # of the run's samples
 ): # of its batches
     "The batches; a `FilmError` of a worker process, which torch wraps in a traceback, as the line it was."
     try: yield from loader
@@ -279,7 +280,7 @@ def one_line(
 
 
 def fuse_item(
-    film: Film,
+    film: Film,        # as trained so far
     item: dict,        # of a FusionDataset
 ) -> np.ndarray:       # (H, W) float32 in (0, 1)
     "One sample fused as it is, for the pictures of a run."
@@ -290,9 +291,9 @@ def fuse_item(
 
 # %% ../nbs/06_training.ipynb #3f4206b8
 def validate(
-    film: Film,
-    data: FusionDataset, # of mode 'paper'
-    settings: LossSettings,
+    film: Film,             # as trained so far
+    data: FusionDataset,    # of mode 'paper'
+    settings: LossSettings, # what the loss asks for
 ) -> float:              # mean total loss
     "Mean loss over held-out pairs."
     device, losses = next(film.parameters()).device, []
@@ -303,7 +304,7 @@ def validate(
 
 # %% ../nbs/06_training.ipynb #7023b74d
 def parameter_groups(
-    film: Film,
+    film: Film,     # to be trained
     text_lr: float, # factor on the learning rate of the text path
 ) -> list[dict]:    # for the optimizer: the image path, the text path
     "Parameters in two groups, `factor` being what their learning rate is multiplied by."
@@ -314,20 +315,28 @@ def parameter_groups(
 # %% ../nbs/06_training.ipynb #330fd933
 def start_weights(
     path: str,  # 'bundled', a folder as `save_pretrained` writes it, or a checkpoint file
-    film: Film, # the network that they are for
     task: str,  # whose weights, for 'bundled'
-) -> dict[str, Tensor]:
-    "Weights to go on from; `FilmError` if they are missing or of another shape. Where text tokens have another width, the layer that takes them in keeps its initial weights."
+    depth: int, # text-guided stages of the network that they are for
+) -> Film:
+    "Weights to go on from; `FilmError` if they are missing or of another depth."
     if path == "bundled": path = WEIGHTS_FOLDER / get_task(task).name
     if not Path(path).exists(): raise FilmError(f"start {path!r} is neither 'default', 'pass-through' nor 'bundled' nor a file or folder of weights")
     found = Film.from_weights(path)
-    if found.depth != film.depth: raise FilmError(f"{path}: weights of depth {found.depth} do not fit a network of depth {film.depth}")
+    if found.depth != depth: raise FilmError(f"{path}: weights of depth {found.depth} do not fit a network of depth {depth}")
+    return found
+
+
+def go_on_from(
+    film: Film,  # with initial weights
+    found: Film, # of `start_weights`
+):
+    "Gives a network the weights found, in place. Where text tokens have another width, the layer that takes them in keeps its initial weights."
     new_text = film.text_process.state_dict(prefix="text_process.") if found.text_width != film.text_width else {}
-    return found.state_dict() | new_text
+    film.load_state_dict(found.state_dict() | new_text)
 
 # %% ../nbs/06_training.ipynb #262842c7
 def save_weights(
-    film: Film,
+    film: Film,                 # as it is to be kept
     folder: Path,               # made or replaced
     dtype: torch.dtype = torch.float32, # float16 halves the file; loading gives float32 again
 ) -> Path:
@@ -375,7 +384,7 @@ class Source:
 
 # %% ../nbs/06_training.ipynb #c59f1005
 def train(
-    settings: TrainSettings,
+    settings: TrainSettings,         # all that decides the result
     root: str | Path | None = None,  # data root, None: FILM_DATA or ./data; or a packed file (`film.data.pack`), whose samples are used whatever dataset and split say
     out: str | Path = "outputs/train", # the run's folder
     *,
@@ -394,7 +403,8 @@ def train(
         from accelerate.state import AcceleratorState
         from torch.utils.tensorboard import SummaryWriter
     except ImportError: raise FilmError(f"training needs more packages: {pip_install('train')}") from None
-    for name, value, least in (("log_every", log_every, 1), ("picture_every", picture_every, 1), ("checkpoint_every", checkpoint_every, 1), ("validate_every", validate_every, 1), ("stop_at", stop_at, 1), ("workers", workers, 0)):
+    for name, value, least in (("log_every", log_every, 1), ("picture_every", picture_every, 1), ("checkpoint_every", checkpoint_every, 1),
+                               ("validate_every", validate_every, 1), ("stop_at", stop_at, 1), ("workers", workers, 0)):
         if value is not None and value < least: raise FilmError(f"{name} must be at least {least}, found {value}")
     fast.keep_memory()
     if device not in (None, "cpu", "cuda", "cuda:0"): raise FilmError(f"device {device!r}: choose cpu or cuda; which GPU, says CUDA_VISIBLE_DEVICES")
@@ -408,8 +418,9 @@ def train(
     aside = held_out(settings, len(source.names))
     if len(source.names) - len(aside) < settings.batch_size * world:
         raise FilmError(f"{len(source.names)} pairs, {len(aside)} of them held out, do not fill one batch of {settings.batch_size} for {world} process(es)")
-    film, from_weights = Film(grid=settings.grid, depth=settings.depth), settings.start not in ("default", "pass-through")  # what is wrong with either is said before texts are made
-    if from_weights and not (Path(out) / "checkpoint.pt").exists(): start_weights(settings.start, film, settings.task)      # a checkpoint has all of its weights
+    Film(grid=settings.grid, depth=settings.depth)  # what is wrong with these or the weights to go on from is said before texts are made
+    anew = settings.start in ("default", "pass-through") or (Path(out) / "checkpoint.pt").exists()  # a checkpoint has all of its weights
+    begin = None if anew else start_weights(settings.start, settings.task, settings.depth)
     digest = source.digest()
     with accelerator.main_process_first():  # it makes the folder and the features, the others find them
         run = Run(out, settings, resume or not main, alone=main)
@@ -417,14 +428,15 @@ def train(
         if state and state.get("data", digest) != digest: raise FilmError(f"{out}: the run was started on other images or texts; resume with the same or choose another folder")  # before its texts are made again
         made_by = source.read_texts(run.folder / "texts")
     everything = source.dataset()
-    data = source.dataset([i for i in range(len(source.names)) if i not in aside], settings.mode, crop=settings.crop, flips=settings.flips, darken=settings.darken, grain=settings.grain, max_tokens=settings.max_tokens, seed=settings.seed)
+    data = source.dataset([i for i in range(len(source.names)) if i not in aside], settings.mode, crop=settings.crop, flips=settings.flips,
+                          darken=settings.darken, grain=settings.grain, max_tokens=settings.max_tokens, seed=settings.seed)
     validation = source.dataset(aside) if aside else None
     shown = (validation or everything)[0]
 
     torch.manual_seed(settings.seed)  # here, after anything that loads models of its own
     film = Film(text_width=everything.text_width, grid=settings.grid, depth=settings.depth, text_encoder=made_by)
     if settings.start == "pass-through": pass_through(film)
-    elif from_weights and not state: film.load_state_dict(start_weights(settings.start, film, settings.task))
+    elif begin: go_on_from(film, begin)
     optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
     start, best = 0, None
     if state: film.load_state_dict(state["model"]); start, best = state["step"], state.get("best")
