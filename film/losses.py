@@ -219,7 +219,7 @@ def fusion_loss(
     fused: Tensor,                           # (B, 1, H, W) in [0, 1]
     a: Tensor,                               # like `fused`
     b: Tensor,                               # like `fused`
-    settings: LossSettings = LossSettings(),
+    settings: LossSettings = LossSettings(), # weights and forms of the terms
 ) -> dict[str, Tensor]:                      # 'total' and each unweighted term that was computed
     "The training loss. A term of weight 0 is not computed."
     total = intensity_loss(fused, a, b, **settings.of(intensity_loss))

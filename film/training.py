@@ -235,7 +235,9 @@ def stop_on_signal():
 
 # %% ../nbs/06_training.ipynb #9acf67e8
 @contextmanager
-def deterministic(device: torch.device):
+def deterministic(
+    device: torch.device, # where it trains
+):
     "On the CPU, sums that several threads would otherwise add up in any order are added in one order, so that a run can be repeated to the bit."
     if device.type != "cpu": yield; return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic.fill_uninitialized_memory
