@@ -94,11 +94,12 @@ def check_image(
         raise FilmError(f"{name}: {image.shape[1]}x{image.shape[0]} pixels is too small, each side needs at least {MIN_SIDE}")
     if image.dtype == bool: return image.astype(np.uint8) * 255
     if image.dtype in (np.uint8, np.uint16): return image
+    if image.dtype.newbyteorder("=") == np.uint16: return image.astype(np.uint16)
     if not np.issubdtype(image.dtype, np.floating):
         raise FilmError(f"{name}: dtype {image.dtype} is not one of uint8, uint16, float (in [0, 1])")
     low, high = image.min(), image.max()  # NaN if there is one; a mask of the whole image would take memory
     if not np.isfinite((low, high)).all(): raise FilmError(f"{name}: contains NaN or infinite values")
-    if low < 0 or high > 1: raise FilmError(f"{name}: float values must lie in [0, 1], found {low:.4g} to {high:.4g}")
+    if low < 0 or high > 1: raise FilmError(f"{name}: float values must lie in [0, 1], found {low:.8g} to {high:.8g}")
     return image.astype(np.float32, copy=False)
 
 # %% ../nbs/00_core.ipynb #5ce1e382
@@ -132,7 +133,9 @@ def quiet_decoders():
 def _decode(raw: bytes) -> np.ndarray | None:
     "OpenCV's reading of a file, in RGB; None if it cannot."
     try: image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) if raw else None
-    except cv2.error: image = None
+    except cv2.error as e:
+        if e.code == cv2.Error.StsNoMem: raise MemoryError("not enough memory to decode an image") from None
+        image = None
     if image is None: return None
     white = re.match(rb"P([2356])(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)\s", raw[:4096])  # PGM and PPM say what is white
     if white and (white[1] in b"56" or int(white[2]) > 255):  # OpenCV looks at it in 8-bit text alone
@@ -147,7 +150,7 @@ def plain_tiff(
 ) -> bool:
     "Whether the numbers in the file are the image (or, MINISWHITE, its negative): gray or RGB, 8 or 16 bit or float, upright; an alpha channel may follow."
     orientation = page.tags.get("Orientation")
-    negative = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype in (np.uint8, np.uint16) and page.samplesperpixel == 1
+    negative = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype in (np.uint8, np.uint16) and page.samplesperpixel <= 2
     return ((negative or page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)) and page.dtype in (np.uint8, np.uint16, np.float16, np.float32) and page.imagedepth == 1
             and page.samplesperpixel in (1, 2, 3, 4) and (orientation is None or orientation.value == 1) and page.bitspersample == 8 * page.dtype.itemsize
             and page.imagelength * page.imagewidth <= MOST_PIXELS)
@@ -168,9 +171,10 @@ def _decode_tiff(raw: bytes, path) -> np.ndarray | None:
                     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE: image = np.iinfo(image.dtype).max - image
                     if separate: image = np.moveaxis(image, 0, -1)
                     return np.ascontiguousarray(image[..., 0] if page.samplesperpixel == 2 else image, image.dtype.newbyteorder("="))
+                except MemoryError: raise
                 except Exception as e:
                     if "imagecodecs" not in str(e): raise FilmError(f"{path}: a damaged TIFF") from None  # else a compression that tifffile leaves to others
-    except FilmError: raise
+    except (FilmError, MemoryError): raise
     except Exception: return None  # many kinds, where a file is damaged
     cannot = f"{path}: a TIFF with {{}} of this kind cannot be read right: save it as PNG"
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and page.dtype in (np.float16, np.float32): raise FilmError(cannot.format("inverted gray in float"))
@@ -357,7 +361,7 @@ def contact_sheet(
         width = max(1, round(image.shape[1] * height / image.shape[0]))
         shrinks = image.shape[0] > height
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        label = np.full((bar, width, 3), 255, np.uint8)
+        label, title = np.full((bar, width, 3), 255, np.uint8), title.encode("ascii", "replace").decode()  # OpenCV's font has ASCII only, and a name that is not UTF-8 would end the process
         # FONT_HERSHEY draws ASCII only; the text is shrunk to fit a narrow image
         scale = next((s for s in np.arange(0.45, 0.2, -0.01) if cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, s, 1)[0][0] <= width - 4), 0.2)  # sizes go in steps
         cv2.rectangle(image, (0, 0), (width - 1, height - 1), (200, 200, 200), 1)  # white pictures on white pages

@@ -12,6 +12,7 @@ __all__ = ['PAPER_SIZE', 'GENERATORS', 'default_root', 'data_root', 'Pair', 'lis
 # %% ../nbs/03_data.ipynb #27751f66
 import hashlib, json, os, re, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +30,9 @@ from .encoding import AUTHORS_ENCODER, read_features, same_encoder
 # %% ../nbs/03_data.ipynb #013a810e
 def default_root(root: str | os.PathLike | None = None) -> Path:
     "The root named, else that of the environment, FILM_DATA, else ./data; there may be no such folder yet."
-    return Path(root or os.environ.get("FILM_DATA") or "data").expanduser()
+    root = Path(root or os.environ.get("FILM_DATA") or "data")
+    with suppress(RuntimeError): return root.expanduser()  # ~name of nobody
+    return root
 
 
 def data_root(

@@ -208,13 +208,14 @@ def draw_regions(
     size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
     picture = cv2.resize(to_uint8_rgb(image), size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     for number, region in enumerate(regions):
+        label = region.label.encode("ascii", "replace").decode()  # OpenCV's font has ASCII only
         x1, y1, x2, y2 = (round(v * scale) for v in region.box)
         colour = ((255, 200, 0), (0, 220, 255), (255, 90, 160), (120, 255, 90))[number % 4]
         cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, 1)
-        (width, height), below = cv2.getTextSize(region.label, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+        (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
         x, y = max(2, min(x1 + 2, picture.shape[1] - width - 3)), y1 - 4 if y1 > 14 else y1 + 12
         cv2.rectangle(picture, (x - 2, y - height - 2), (x + width + 1, y + below), (0, 0, 0), -1)
-        cv2.putText(picture, region.label, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+        cv2.putText(picture, label, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
     return picture
 
 # %% ../nbs/01_text_generation.ipynb #10e14eb3
