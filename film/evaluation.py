@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'PAPER_METRICS', 'PAPER', 'RELEASED', 'PAPER_IMAGES', 'gra
            'spatial_frequency', 'average_gradient', 'mutual_information', 'mse', 'correlation', 'psnr', 'scd', 'ssim',
            'vif', 'qabf', 'fmi', 'nabf', 'qcb', 'ms_ssim', 'mef_ssim', 'contrast_changes', 'contrast_loss',
            'contrast_amplification', 'contrast_reversal', 'contrast_picture', 'Metric', 'get_metrics', 'metrics',
-           'batch_metrics', 'Problem', 'Evaluation', 'name_methods', 'evaluate_folders', 'bootstrap_mean', 'ranks',
+           'batch_metrics', 'Problem', 'Evaluation', 'name_methods', 'evaluate_folders', 'mean_interval', 'ranks',
            'Row', 'leaderboard', 'to_markdown', 'to_latex', 'to_json', 'write_csv', 'leaderboard_picture',
            'best_and_worst', 'image_set', 'paper_table', 'write_report']
 
@@ -374,7 +374,7 @@ def qcb(
 
 def _visible_contrast(image):
     low, spread = image.min(), np.ptp(image)
-    if spread > 0: image = np.rint((image - low) / spread * 255)
+    if spread > 0: image = np.floor((image - low) / spread * 255 + 0.5)
     height, width = image.shape
     r2 = np.square(np.fft.fftfreq(height) * height / 15)[:, None] + np.square(np.fft.rfftfreq(width) * width / 15)
     sensitivity = np.exp(-r2 / 15.387**2) - 0.7622 * np.exp(-r2 / 1.3456**2)
@@ -383,7 +383,8 @@ def _visible_contrast(image):
         kernel = np.exp(-np.square(np.arange(-15, 16)) / (2 * sigma**2)) / (np.sqrt(2 * np.pi) * sigma)
         return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_CONSTANT)
     narrow, wide = blur(2), blur(4)
-    contrast = np.where(wide == 0, 0, np.abs(narrow / np.where(wide == 0, 1, wide) - 1))
+    flat = np.abs(wide) < 1e-6  # black all around: what the filter leaves there is rounding
+    contrast = np.where(flat, 0, np.abs(narrow / np.where(flat, 1, wide) - 1))
     return contrast**3 / (contrast**2 + 1e-4)
 
 # %% ../nbs/08_evaluation.ipynb #a2cdc3a3
@@ -392,9 +393,9 @@ def ms_ssim(
     a: np.ndarray,     # the same shape
     b: np.ndarray,     # the same shape
 ) -> float:
-    """MS-SSIM(A, F) + MS-SSIM(B, F), MS-SSIM = l_5^0.1333 * prod over scales of cs_s^w_s, w = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333.
+    """MS-SSIM(A, F) + MS-SSIM(B, F), MS-SSIM = SSIM_5^0.1333 * prod over scales 1 to 4 of cs_s^w_s, w = 0.0448, 0.2856, 0.3001, 0.2363.
 
-    l and cs: luminance and contrast-structure terms of SSIM, averaged (cs at least 0), 11x11 Gaussian windows with sigma 1.5 inside the
+    SSIM = l cs and cs: products of SSIM's terms (luminance, contrast and structure), averaged, at least 0, 11x11 Gaussian windows with sigma 1.5 inside the
     image; a scale is the mean of 2x2 pixels of the one before. Scales that are smaller than the window are left out, and the weights divided by their sum. 0..2, higher is better;
     2 for identical images. Wang, Simoncelli & Bovik, Asilomar Conference on Signals 2003."""
     images = _arrays(fused, a, b, least=11)
@@ -408,11 +409,11 @@ def ms_ssim(
         terms = []
         for x, mean_x in zip(images[1:], (mean_a, mean_b)):
             var_x, cov = _gauss11(x * x) - mean_x**2, _gauss11(x * images[0]) - mean_x * mean_f
-            luminance = ((2 * mean_x * mean_f + c1) / (mean_x**2 + mean_f**2 + c1)).mean()
-            terms.append((max(0.0, ((2 * cov + c2) / (var_x + var_f + c2)).mean()), luminance))
+            luminance, rest = (2 * mean_x * mean_f + c1) / (mean_x**2 + mean_f**2 + c1), (2 * cov + c2) / (var_x + var_f + c2)
+            terms.append((max(0.0, rest.mean()), max(0.0, (luminance * rest).mean())))
         structure.append(terms)
-    weights = weights[:len(structure)] / weights[:len(structure)].sum()
-    return float(sum(structure[-1][k][1] ** weights[-1] * np.prod([terms[k][0] ** w for terms, w in zip(structure, weights)]) for k in (0, 1)))
+    if len(structure) < 5: weights = weights[:len(structure)] / weights[:len(structure)].sum()
+    return float(sum(structure[-1][k][1] ** weights[-1] * np.prod([terms[k][0] ** w for terms, w in zip(structure[:-1], weights)]) for k in (0, 1)))
 
 def _gauss11(image): return cv2.GaussianBlur(image, (11, 11), 1.5)[5:-5, 5:-5]
 
@@ -820,17 +821,16 @@ def evaluate_folders(
     return result
 
 # %% ../nbs/08_evaluation.ipynb #2cf1ea59
-def bootstrap_mean(
+def mean_interval(
     values: np.ndarray,     # (N,) or (N, M), N images
-    level: float = 0.95,    # how much of the means the interval holds
-    resamples: int = 10000,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # mean, lower and upper end; each a number or (M,)
-    "The mean over images and its percentile bootstrap interval. Efron & Tibshirani, An Introduction to the Bootstrap, 1993."
+    level: float = 0.95,    # confidence
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # mean, lower and upper end; each a number or (M,); of one image all three are its value
+    "The mean over images and its confidence interval by Student's t distribution."
+    from scipy.special import stdtrit
     values = np.asarray(values, float)
-    rng, share = np.random.default_rng(0), np.full(len(values), 1 / len(values))
-    means = np.concatenate([rng.multinomial(len(values), share, min(500, resamples - start)) @ values / len(values) for start in range(0, resamples, 500)])  # 500: memory
-    low, high = np.percentile(means, [50 - 50 * level, 50 + 50 * level], axis=0)
-    return values.mean(0), low, high
+    n, mean = len(values), values.mean(0)
+    half = stdtrit(n - 1, (1 + level) / 2) * values.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.zeros_like(mean)
+    return mean, mean - half, mean + half
 
 # %% ../nbs/08_evaluation.ipynb #eb883d5b
 def ranks(
@@ -860,7 +860,7 @@ def leaderboard(
     names = evaluation.common()
     if not names: raise FilmError("the methods have no image in common, so they cannot be compared: evaluate them one by one")
     methods = list(evaluation.scores)
-    stats = {method: bootstrap_mean(evaluation.values(method, names)) for method in methods}
+    stats = {method: mean_interval(evaluation.values(method, names)) for method in methods}
     placed = ranks(np.array([stats[method][0] for method in methods]), [METRICS[name].direction for name in evaluation.metrics])
     rows = [Row(method, *(dict(zip(evaluation.metrics, map(float, part))) for part in stats[method]), dict(zip(evaluation.metrics, map(int, place))), float(place.mean()))
             for method, place in zip(methods, placed)]
@@ -886,7 +886,7 @@ def to_markdown(
     for row in rows:
         cells = [f"**{cell(row, name)}**" if several and row.rank[name] == 1 else cell(row, name) for name in evaluation.metrics]
         lines.append([row.method.replace("|", "\\|"), *cells, *[f"{row.mean_rank:.1f}"] * several])
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", _note(evaluation, "means with bootstrap 95 % confidence intervals")])
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", _note(evaluation, "means with 95 % confidence intervals")])
 
 # %% ../nbs/08_evaluation.ipynb #8413d7b4
 def to_latex(
@@ -902,7 +902,7 @@ def to_latex(
     heads = [head.replace("↑", "$\\uparrow$").replace("↓", "$\\downarrow$") for head in _heads(evaluation)]
     lines = [f"\\begin{{tabular}}{{l{'c' * len(heads)}}}", "\\toprule", " & ".join(["Method", *heads]) + " \\\\", "\\midrule"]
     lines += [" & ".join([text(row.method), *(cell(row, name) for name in evaluation.metrics)]) + " \\\\" for row in rows]
-    return "\n".join(lines + ["\\bottomrule", "\\end{tabular}", f"% {_note(evaluation, 'the subscript is half the bootstrap 95 % interval')}"])
+    return "\n".join(lines + ["\\bottomrule", "\\end{tabular}", f"% {_note(evaluation, 'the subscript is half the 95 % confidence interval')}"])
 
 # %% ../nbs/08_evaluation.ipynb #0d59f35d
 def to_json(
@@ -911,7 +911,7 @@ def to_json(
     "The leaderboard, the directions and the problems as JSON; of one image without intervals."
     interval = {} if len(evaluation.common()) == 1 else {"confidence": 0.95}
     return json.dumps({
-        "images": evaluation.common(), **interval, "note": _note(evaluation, "low to high is the bootstrap 95 % confidence interval"),
+        "images": evaluation.common(), **interval, "note": _note(evaluation, "low to high is the 95 % confidence interval (Student)"),
         "metrics": {name: {"title": METRICS[name].title, "better": METRICS[name].direction} for name in evaluation.metrics},
         "methods": [{"method": row.method, "mean_rank": row.mean_rank,
                      "scores": {name: {"mean": row.mean[name], **({"low": row.low[name], "high": row.high[name]} if interval else {}), "rank": row.rank[name]} for name in evaluation.metrics}}
