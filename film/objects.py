@@ -189,6 +189,7 @@ def box_mask(
     crop = np.rint(cv2.resize(to_float(image[v1:v2, u1:u2]), size, interpolation=cv2.INTER_AREA) * 255).astype(np.uint8)
     if crop.ndim == 2: crop = cv2.merge([crop] * 3)
     a1, b1, a2, b2 = (round((v - o) * s) for v, o, s in zip(box, (u1, v1) * 2, (size[0] / (u2 - u1), size[1] / (v2 - v1)) * 2))
+    a1, b1 = min(a1, size[0] - 1), min(b1, size[1] - 1)  # a flat box at the far edge
     a2, b2 = max(a2, a1 + 1), max(b2, b1 + 1)
     inside, how = np.zeros(size[::-1], bool), "box"
     labels = np.full(size[::-1], cv2.GC_BGD, np.uint8)

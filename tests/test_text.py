@@ -259,6 +259,13 @@ def test_masks_lie_in_their_boxes(seed, height, width, data):
     assert np.array_equal(box_mask(image, box)[0], mask)
 
 
+@pytest.mark.parametrize("edge", [1, 3])
+def test_a_flat_box_at_the_far_edge_has_pixels(edge):
+    for image, box in ((np.zeros((700, 1200), np.uint8), (100, 700 - edge, 1000, 700)), (np.zeros((1200, 700), np.uint8), (700 - edge, 100, 700, 1000))):
+        mask, how = box_mask(image, box)
+        assert how == "box" and mask.any() and mask.sum() == mask[box[1]:box[3], box[0]:box[2]].sum()
+
+
 def test_objects_come_before_light_and_the_list_is_bounded():
     d = describe(photographs.astronaut(), task="mff", modality="NEAR", dense=ObjectRegions(limit=3), segmenter="none")
     sources = [region.source for region in d.regions]
