@@ -299,7 +299,7 @@ class OpenAIWriter:
         except openai.APITimeoutError: raise ComponentError(f"{name}: no answer within {self.timeout:g} s, {self.max_retries + 1} times; is the server up?") from None
         except openai.APIConnectionError: raise ComponentError(f"{name}: the server cannot be reached; check base_url and the network") from None
         except openai.APIStatusError as error: raise FilmError(f"{name}: the server answers {error.status_code}: {self._without_key(error.message)}") from None
-        except (json.JSONDecodeError, openai.APIError): raise InvalidReply("it was not JSON (is base_url right?)") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, openai.APIError): raise InvalidReply("it was not JSON (is base_url right?)") from None
         finally: self.budget.settle(held, *used) if used else self.budget.release(held)
 
     def _without_key(self, text):

@@ -12,7 +12,7 @@ GOOD = ("A dark infrared street with two people and a car, the resolution is {si
 class ChatServer:
     """`with ChatServer("429", "good") as server:` answers the first request with 429, the second and all later ones with a good reply.
 
-    Behaviours: 'good', 'text:...' (that reply), 'json:...' (that body), 'key' (a good reply that repeats the key), '429', '500', 'slow' (answers after `delay` seconds), 'html' (not JSON), 'broken' (JSON cut off), 'empty', 'null',
+    Behaviours: 'good', 'text:...' (that reply), 'json:...' (that body), 'key' (a good reply that repeats the key), '429', '500', 'slow' (answers after `delay` seconds), 'html' (not JSON), 'broken' (JSON cut off), 'latin' (not UTF-8), 'empty', 'null',
     'refusal', 'no-choices', 'cut' (finish_reason length), '401' (repeats the key, as some servers do), '404', '400'."""
 
     def __init__(self, *script: str, delay: float = 3.0):
@@ -67,6 +67,7 @@ class ChatServer:
                 elif behaviour == "400": self.send(400, failure("context length exceeded", "context_length_exceeded"))
                 elif behaviour == "html": self.send(200, b"<html>a proxy's greeting</html>", "text/html")
                 elif behaviour == "broken": self.send(200, b'{"id": "chatcmpl-1", "choices": [', "application/json")
+                elif behaviour == "latin": self.send(200, '{"id": "café"}'.encode("latin-1"))
                 elif behaviour == "no-choices": self.send(200, {"id": "1", "object": "chat.completion", "choices": []})
                 elif behaviour == "empty": self.reply("  \n ")
                 elif behaviour == "null": self.reply(None)

@@ -125,7 +125,7 @@ def test_no_server_at_all():
     with pytest.raises(ComponentError, match="cannot be reached"): OpenAIWriter("m", base_url=url, max_retries=0).write(description())
 
 
-@pytest.mark.parametrize("behaviour,why", [("html", "not a chat completion|not JSON"), ("broken", "not JSON"), ("empty", "empty"), ("null", "empty"), ("refusal", "refused"), ("no-choices", "not a chat completion"),
+@pytest.mark.parametrize("behaviour,why", [("html", "not a chat completion|not JSON"), ("broken", "not JSON"), ("latin", "not JSON"), ("empty", "empty"), ("null", "empty"), ("refusal", "refused"), ("no-choices", "not a chat completion"),
                                            ("cut", "cut off"), ("text:Too short.", "2 words"), ("key", "held the key"), ('json:{"choices": "x"}', "not a chat completion"),
                                            ('json:{"choices": [{"message": null}]}', "not a chat completion")])
 def test_bad_replies_are_retried_with_the_reason_and_then_given_up(behaviour, why, monkeypatch):
@@ -133,7 +133,7 @@ def test_bad_replies_are_retried_with_the_reason_and_then_given_up(behaviour, wh
     with ChatServer(behaviour, "good") as server:
         assert writer(server).write(description()).startswith("A dark infrared street")
         first, second = (request["messages"] for request in server.requests)
-        if behaviour in ("html", "broken", "no-choices") or behaviour.startswith("json:"): assert first == second
+        if behaviour in ("html", "broken", "latin", "no-choices") or behaviour.startswith("json:"): assert first == second
         else: assert second[:2] == first and second[-1]["role"] == "user" and "cannot be used" in second[-1]["content"]
     with ChatServer(behaviour) as server, pytest.raises(FilmError, match=f"night: local-model gave no usable reply in 3 tries.*({why})") as caught: writer(server).write(description())
     assert len(server.requests) == 3 and not isinstance(caught.value, ComponentError) and "sk-secret" not in str(server.requests)
