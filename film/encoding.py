@@ -17,7 +17,7 @@ import numpy as np
 
 from .components import load_pretrained, model_id
 from .core import FilmError, atomic_write
-from .text import quietly
+from .text import _stamp, quietly
 
 # %% ../nbs/02_blip2_encoding.ipynb #66886132
 class TextEncoder(Protocol):
@@ -48,6 +48,8 @@ def check_texts(
     for number, text in enumerate(texts):
         if not isinstance(text, str): raise FilmError(f"text {number} is a {type(text).__name__}, not a string")
         if not text.strip(): raise FilmError(f"text {number} is empty: give a sentence, or no text at all to have the image described")
+        try: text.encode()
+        except UnicodeEncodeError: raise FilmError(f"text {number} holds what is no character: its bytes are not UTF-8") from None
     return [text.strip() for text in texts]
 
 # %% ../nbs/02_blip2_encoding.ipynb #5904333c
@@ -162,20 +164,22 @@ ENCODERS = {
     "constant": lambda device, folder: ConstantEncoder(),
 }
 ENCODER_IDS = {"all-MiniLM-L6-v2": "minilm", AUTHORS_ENCODER: "blip2"}  # the id that feature files and checkpoints record -> the name it is loaded by
-_loaded: dict[tuple, TextEncoder] = {}
+_loaded: dict[tuple, tuple[tuple, TextEncoder]] = {}  # with the state of the folder
 
 def get_encoder(
     name: str = "minilm",      # one of ENCODERS, perhaps with ':' and a folder or hub id, or the id that a feature file or checkpoint records
     device: str | None = None, # 'cpu', 'cuda', ...; None: CPU
 ) -> TextEncoder:
-    "The encoder of that name, loaded on first use and kept; `FilmError` names the choices."
+    "The encoder of that name, loaded on first use and kept until its folder changes; `FilmError` names the choices."
     name, _, model = ENCODER_IDS.get(name, name).partition(":")
     folder, made_by = re.fullmatch(r"(?s)(.*?)(@[0-9a-f]{8})?", model).groups()
     if name not in ENCODERS: raise FilmError(f"unknown text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
-    key = (name, str(device or "cpu"), folder)
-    if key not in _loaded: _loaded[key] = ENCODERS[name](device, folder)
-    if made_by and not _loaded[key].name.endswith(made_by): raise FilmError(f"{folder}: this text encoder is not the one that was used ({made_by[1:]}); put that one there, or encode and train again")
-    return _loaded[key]
+    if name == "constant" and model: raise FilmError(f"{name} has no model to choose: leave out ':{model}'")
+    key, stamp = (name, str(device or "cpu"), folder), _stamp(folder)
+    if key not in _loaded or _loaded[key][0] != stamp: _loaded[key] = stamp, ENCODERS[name](device, folder)
+    encoder = _loaded[key][1]
+    if made_by and not encoder.name.endswith(made_by): raise FilmError(f"{folder}: this text encoder is not the one that was used ({made_by[1:]}); put that one there, or encode and train again")
+    return encoder
 
 # %% ../nbs/02_blip2_encoding.ipynb #ccc83860
 def encode(
@@ -227,6 +231,7 @@ def read_features(
     if not isinstance(features, np.ndarray) or not np.issubdtype(features.dtype, np.floating): raise FilmError(f"{path}: not an array of floating-point numbers")
     if features.ndim == 2: features = features[None]
     if features.ndim != 3 or features.shape[0] != 1 or 0 in features.shape: raise FilmError(f"{path}: text features must have shape (1, L, D), not {features.shape}")
+    with np.errstate(over="ignore"): features = features.astype(np.float32, copy=False)
     if not np.isfinite(features).all(): raise FilmError(f"{path}: contains NaN or infinite values")
     sidecar = path.with_suffix(".json")
     try: facts = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -235,4 +240,4 @@ def read_features(
     if not isinstance(facts, dict) or facts.get("width") != features.shape[2]: raise FilmError(f"{sidecar}: says width {facts.get('width') if isinstance(facts, dict) else '?'}, the features have {features.shape[2]}")
     if not isinstance(facts.get("encoder"), str): raise FilmError(f"{sidecar}: names no text encoder; delete both files and encode again")
     if encoder and not same_encoder(facts["encoder"], encoder): raise FilmError(f"{path}: made with {facts.get('encoder')}, but {encoder} is needed; encode the texts again")
-    return features.astype(np.float32, copy=False), facts
+    return features, facts

@@ -47,7 +47,7 @@ def test_order_repetition_and_white_space():
     assert np.abs(c).max() > 0 and np.abs(encode(["a car"])[0]).max() > 0   # results are the caller's own
 
 
-@pytest.mark.parametrize("bad,says", [([""], "text 0 is empty"), (["a", " \t\n"], "text 1 is empty"), ("a text", r"\[brackets\]"), ([None], "NoneType"), ([3], "int")])
+@pytest.mark.parametrize("bad,says", [([""], "text 0 is empty"), (["a", " \t\n"], "text 1 is empty"), ("a text", r"\[brackets\]"), ([None], "NoneType"), ([3], "int"), (["a", "caf\udce9"], "text 1 .* not UTF-8")])
 def test_what_is_no_text_is_refused(bad, says):
     with pytest.raises(FilmError, match=says): encode(bad)
     with pytest.raises(FilmError): check_texts(bad)
@@ -70,9 +70,10 @@ def test_loading_is_quiet_and_needs_no_sentence_transformers(tmp_path):
 def test_encoders_are_kept_and_named():
     assert get_encoder() is get_encoder("minilm") is get_encoder("all-MiniLM-L6-v2")
     with pytest.raises(FilmError, match="choose one of minilm, blip2"): get_encoder("bert")
+    with pytest.raises(FilmError, match="leave out ':nothing'"): get_encoder("constant:nothing")
 
 
-def test_own_weights_are_found_again_by_the_id_that_files_record(tmp_path, monkeypatch):
+def test_own_weights_are_found_again_by_the_id_that_files_record(tmp_path):
     for name in ("one", "two"): shutil.copytree(minilm_folder(), tmp_path / name / "all-MiniLM-L6-v2")  # a name that means the embedded ones
     one, two = (get_encoder(f"minilm:{tmp_path / name / 'all-MiniLM-L6-v2'}") for name in ("one", "two"))
     assert len({one.name, two.name, get_encoder().name}) == 3
@@ -80,7 +81,6 @@ def test_own_weights_are_found_again_by_the_id_that_files_record(tmp_path, monke
     assert same_encoder(one.name, two.name) and not same_encoder(one.name, get_encoder().name)  # the same files elsewhere
     config = tmp_path / "two" / "all-MiniLM-L6-v2" / "config.json"
     config.write_text(config.read_text() + "\n")
-    monkeypatch.setattr(encoding, "_loaded", {})
     with pytest.raises(FilmError, match="not the one that was used"): get_encoder(two.name)
 
 
@@ -210,14 +210,14 @@ def test_damaged_feature_files_are_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = np.zeros((1, 4, 8), np.float32)
     np.save("pickle.npy", np.array([Boom()], dtype=object), allow_pickle=True)
-    np.save("ints.npy", np.zeros((1, 4, 8), int)); np.save("shape.npy", np.zeros((3, 4, 8))); np.save("nan.npy", good * np.nan)
+    np.save("ints.npy", np.zeros((1, 4, 8), int)); np.save("shape.npy", np.zeros((3, 4, 8))); np.save("nan.npy", good * np.nan); np.save("huge.npy", np.full((1, 4, 8), 1e300))
     Path("empty.npy").touch(); Path("text.npy").write_text("hello"); Path("folder.npy").mkdir()
     np.savez("zip", good); Path("zip.npz").rename("zip.npy")
     np.save("cut.npy", good); Path("cut.npy").write_bytes(Path("cut.npy").read_bytes()[:-9])
     np.save("other.npy", good); Path("other.json").write_text(json.dumps(dict(encoder="toy", width=9)))
     np.save("side.npy", good); Path("side.json").write_text("{")
     np.save("list.npy", good); Path("list.json").write_text("[]")
-    for name in ("pickle", "ints", "shape", "nan", "empty", "text", "folder", "zip", "cut", "other", "side", "list", "missing"):
+    for name in ("pickle", "ints", "shape", "nan", "huge", "empty", "text", "folder", "zip", "cut", "other", "side", "list", "missing"):
         with pytest.raises(FilmError, match=name) as caught: read_features(f"{name}.npy")
         assert "\n" not in str(caught.value)
     assert not Path("boom").exists()
