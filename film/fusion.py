@@ -10,14 +10,14 @@ __all__ = ['DESCRIBED_SIDE', 'EVEN', 'CHROMA_MARGIN', 'RANGE', 'DEPTHS', 'SPAN',
            'fuse_in_processes', 'fuse_pairs']
 
 # %% ../nbs/07_fusion.ipynb #8a7b90be
-import multiprocessing, os, signal, sys, threading, time, warnings
+import copy, multiprocessing, os, signal, sys, threading, time, warnings
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .baselines import METHODS
 from .core import LUMA, MIN_SIDE, WEIGHTS_FOLDER, FilmError, Task, as_image, check_folder, get_task, is_colour, merge_luma_chroma, reduced, rgb_to_chroma, to_float, to_gray, warn_in_a_line, write_image
 from .data import Pair, misnamed
-from .encoding import encode, read_features
+from .encoding import encode, read_features, same_encoder
 from .export import FORMATS, Exported, Graphed, Runner, exported
 from .fast import keep_memory
 from .large import Room, by_strips, read_large, strips
@@ -39,11 +39,13 @@ def load(
     task: str = "ivf",         # 'ivf', 'mif', 'mef' or 'mff'
     device: str | None = None, # 'cpu', 'cuda', ...; None: CUDA where there is one
 ) -> Film:                     # in evaluation mode
-    "The bundled model for a task, loaded once a device."
-    return _bundled(get_task(task).name, str(choose_device(device)))
+    "A copy of the bundled model for a task, yours to change."
+    return copy.deepcopy(_bundled(task, device))
+
+def _bundled(task, device): return _read_once(get_task(task).name, str(choose_device(device)))
 
 @lru_cache(maxsize=4)
-def _bundled(task, device): return load_weights(WEIGHTS_FOLDER / task, device)
+def _read_once(task, device): return load_weights(WEIGHTS_FOLDER / task, device)
 
 # %% ../nbs/07_fusion.ipynb #87510e5a
 def choose_device(
@@ -88,8 +90,11 @@ def get_network(
         if form or backend not in (None, network.backend): raise FilmError(f"{weights}: an exported network for {network.backend}; it does not run with {form or backend}")
         return network
     place = device if backend is None else "cpu"  # another runtime has devices of its own
-    if isinstance(weights, Film): model = weights if device is None or backend else weights.to(choose_device(device))
-    else: model = load(get_task(task).name, place) if weights is None else load_weights(weights, place)
+    if isinstance(weights, Film):
+        here = next(weights.parameters()).device
+        there = here if device is None or backend else choose_device(device)
+        model = weights if there == here else copy.deepcopy(weights).to(there)  # the caller's own stays where it is
+    else: model = _bundled(task, place) if weights is None else load_weights(weights, place)
     return Runner(model, plain=plain, dtype=dtype, compile=compile) if backend is None else exported(model, backend, device)
 
 # %% ../nbs/07_fusion.ipynb #fbe28416
@@ -106,10 +111,11 @@ def text_tokens(
     if model.text_encoder == "constant": return np.ones((1, 1, 1), np.float32)  # weights trained without text take none
     if isinstance(text, Pair):
         features, facts = (None, {}) if text.text is None else read_features(text.text)
-        text = features if facts.get("encoder") == model.text_encoder else None
+        text = features if same_encoder(facts.get("encoder", ""), model.text_encoder) else None
     if isinstance(text, Path): text = read_features(text, encoder=model.text_encoder)[0]
     if isinstance(text, (np.ndarray, torch.Tensor)):
-        features = text.detach().float().cpu().numpy() if isinstance(text, torch.Tensor) else np.ascontiguousarray(text, np.float32)
+        try: features = text.detach().float().cpu().numpy() if isinstance(text, torch.Tensor) else np.ascontiguousarray(text, np.float32)
+        except (TypeError, ValueError): raise FilmError(f"token features are numbers, not {text.dtype}; give prose as a string or a list of two") from None
         if features.ndim == 2: features = features[None]
         if features.ndim != 3 or features.shape[0] != 1 or features.shape[2] != model.text_width or not features.shape[1]:
             raise FilmError(f"token features have shape {tuple(text.shape)}; these weights need (L, {model.text_width}) or (1, L, {model.text_width}), made by {model.text_encoder}")
@@ -124,7 +130,7 @@ def text_tokens(
     return np.concatenate(encode(texts, model.text_encoder))[None]
 
 # %% ../nbs/07_fusion.ipynb #bb9f50cb
-EVEN = 2 / 255  # no more than so much between darkest and brightest: nothing to see
+EVEN = 2.001 / 255  # two levels of 255, and what float32 rounds: no more than so much between darkest and brightest, nothing to see
 
 
 def normalise(
@@ -313,6 +319,7 @@ def prepare(
     stretch: bool = False, # see `fuse`
 ) -> Prepared:
     "All that comes before the network: reading, luma, describing, encoding."
+    if network is not None and network.text_encoder == "constant" and not isinstance(text, (Pair, type(None))): raise FilmError("text: these weights were trained without text and take none; leave it out")
     room = Room(max_memory)
     a, b = read_pair(a, b, room, stretch)
     luma_a, luma_b = (by_strips(to_gray, image, room) for image in (a, b))
@@ -411,13 +418,14 @@ def fuse_stream(
     method: str = "film",
     colour: bool = True,
     max_memory: str | int | None = None, # then one pair at a time, or it would hold for each of several
-    batch: int | None = None,          # pairs of one size at once; None: 1 on a CPU, as many as fit on a GPU
+    batch: int | None = None,          # pairs of one size at once; None: 1 on a CPU or with a memory limit, as many as fit on a GPU
     stretch: bool = False,             # see `fuse`, as bits
     bits: int = 8,
     **form,                            # weights, device, plain, backend, dtype, compile: see `fuse`
 ) -> Iterator[tuple[str, str | None]]: # name and what went wrong, in order
     "Reads, fuses and writes at the same time, a few pairs at once. What is wrong with a pair is said with its name; `FilmError` if nothing can be fused at all."
     if batch is not None and batch < 1: raise FilmError(f"a batch of {batch} pairs is too few, at least 1 is needed")
+    if max_memory is not None and (batch or 1) > 1: raise FilmError("a memory limit holds for one pair at a time: leave out the batch")
     task, ahead = get_task(task), AHEAD if max_memory is None else 0
     check_method(method, max_memory, bits, **{name: value for name, value in form.items() if name != "device"})
     network = get_network(task, **form) if method == "film" else None
@@ -426,8 +434,8 @@ def fuse_stream(
     def read(pair): return prepare(pair.a, pair.b, task, text(pair), network, max_memory, stretch)
     def write(name, images, luma): write_image(out_dir / f"{name}.png", finish(images, luma, task, method, colour, bits))
     def full(group):
-        on_gpu = network is not None and network.device.type != "cpu"
-        return len(group) >= (batch or (BATCH_PIXELS // group[0][1].luma_a.size if on_gpu else 1))
+        several = network is not None and network.device.type != "cpu" and max_memory is None
+        return len(group) >= (batch or (BATCH_PIXELS // group[0][1].luma_a.size if several else 1))
     def fused(group):
         if network is None: return [METHODS[method](images.luma_a, images.luma_b) for _, images in group]
         return fuse_lumas(network, [(images.luma_a, images.luma_b, images.text) for _, images in group], group[0][1].room)
@@ -520,9 +528,14 @@ def fuse_in_processes(
     _get_network(options)  # what is wrong with it is said here, and a file for another runtime exported once
     check_folder(out_dir, keep=False)
     pool, left = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (max(1, torch.get_num_threads() // workers), options)), deque()
+    def begun(pair: Pair) -> Future:
+        try: return pool.submit(_work, pair.name, pair.a, pair.b, text(pair) if method == "film" else None, out_dir / f"{pair.name}.png")
+        except FilmError as e: problem = pair.name, str(e)  # there is no text for it
+        (ended := Future()).set_result(problem)
+        return ended
     try:
         for pair in pairs:
-            left.append(pool.submit(_work, pair.name, pair.a, pair.b, text(pair) if method == "film" else None, out_dir / f"{pair.name}.png"))
+            left.append(begun(pair))
             if len(left) > AHEAD * workers: yield left.popleft().result()
         while left: yield left.popleft().result()
     except BrokenProcessPool: raise FilmError("a worker process died: for want of memory (use fewer workers), or as a script starts workers outside `if __name__ == \"__main__\":`; what is done is kept, see resume") from None
@@ -530,7 +543,7 @@ def fuse_in_processes(
 
 # %% ../nbs/07_fusion.ipynb #a0b751ca
 def fuse_pairs(
-    pairs: list[Pair],          # of two folders (`film.data.pair_folders`) or of a data set (`film.data.find_pairs`)
+    pairs: Iterable[Pair],      # of two folders (`film.data.pair_folders`) or of a data set (`film.data.find_pairs`)
     out_dir: str | os.PathLike, # results, <name>.png
     *,
     resume: bool = False,       # leave results that are there
@@ -539,6 +552,7 @@ def fuse_pairs(
     **options,                  # task, weights, device, method, ...: see `fuse`; batch: see `fuse_stream`
 ) -> Summary:
     "Fuses pair by pair with a progress bar, or a line now and then where there is no terminal. `FilmError` only if there is nothing to do at all, or nothing to do it with."
+    pairs = list(pairs)
     if not pairs: raise FilmError("there are no pairs to fuse")
     if workers < 1: raise FilmError(f"{workers} worker processes are too few, at least 1 is needed")
     if text is None: text = lambda pair: pair

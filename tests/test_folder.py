@@ -130,6 +130,16 @@ def test_memory_limit_takes_pairs_in_turn(folders, model, monkeypatch):
     assert len(fuse_pairs(pairs, "out", weights=model, text=text, max_memory="300MB").done) == 5
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_text_that_fails_is_the_pairs_own(folders, model, workers):
+    "And pairs may come from an iterator."
+    def failing(pair):
+        if pair.name == "p1": raise FilmError("no text for p1")
+        return text(pair)
+    summary = fuse_pairs(iter(folders[:3]), "out", weights=model, text=failing, workers=workers, device="cpu")
+    assert summary.done == ["p0", "p2"] and summary.failed == {"p1": "no text for p1"}
+
+
 def test_an_error_of_the_network_or_the_disk_is_the_pairs_own(folders, tmp_path, model, monkeypatch):
     forward = fusion.fuse_lumas
     def failing(network, pairs, room):
@@ -201,7 +211,7 @@ def test_killed_run_resumes(folders, tmp_path, model, capsys, workers):
 
 @pytest.mark.parametrize("options, says", [
     (dict(method="magic"), "unknown method"), (dict(weights="nowhere"), "no such weights"), (dict(workers=0), "at least 1"), (dict(workers=2, weights="nowhere"), "no such weights"),
-    (dict(method="average", max_memory="1GB"), "needs method film"), (dict(workers=2, max_memory="1GB"), "leave out the workers"), (dict(workers=2, batch=2), "leave out the workers"), (dict(batch=0), "at least 1"), (dict(backend="onnx", plain=True), "plain: for torch only"),
+    (dict(method="average", max_memory="1GB"), "needs method film"), (dict(workers=2, max_memory="1GB"), "leave out the workers"), (dict(workers=2, batch=2), "leave out the workers"), (dict(batch=0), "at least 1"), (dict(batch=2, max_memory="1GB"), "leave out the batch"), (dict(backend="onnx", plain=True), "plain: for torch only"),
 ])
 def test_what_is_wrong_for_all_is_said_once(folders, options, says):
     with pytest.raises(FilmError, match=says): fuse_pairs(folders, "out", **options)

@@ -3,10 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from film.core import LUMA, TASKS, FilmError, get_task, is_colour, read_image, rgb_to_chroma, write_image
+from film.core import LUMA, TASKS, FilmError, get_task, is_colour, read_image, rgb_to_chroma, to_float, write_image
 from film.data import Pair
-from film.fusion import fuse, fuse_pairs, load, merge_chroma, normalise, to_output
+from film.encoding import write_features
+from film.fusion import fuse, fuse_pairs, get_network, load, merge_chroma, normalise, text_tokens, to_output
+from film.network import Film
 
 
 def test_luma_is_truncated_as_released():
@@ -36,6 +39,15 @@ def test_even_frames_stay_even():
     for task in TASKS:
         for a, b in ((black, black), (white, white), (black, white)): assert (fuse(a, b, text="nothing", task=task, device="cpu") == np.maximum(a, b)).all(), task
     assert np.ptp(fuse(rising, rising, text="nothing", device="cpu")) == 255
+
+
+@pytest.mark.parametrize("dtype, step, levels", [(np.uint8, 1, 256), (np.uint16, 257, 65536)])
+def test_two_levels_are_even_at_any_brightness(dtype, step, levels):
+    for base in range(0, levels - 3 * step, step):
+        for steps in (2, 3):
+            source, fused = to_float(np.array([[base, base + steps * step]], dtype)), np.float32([[0.25, 0.5]])
+            normalise(fused, source, source)
+            assert np.array_equal(fused, source if steps == 2 else [[0, 1]]), base
 
 
 def test_colour_is_that_of_b():
@@ -68,12 +80,47 @@ def test_sides_that_a_format_does_not_hold(tmp_path, name, most):
 
 
 def test_bundled_weights_are_loaded_once():
-    assert load("mef") is load("MEF", "cpu")
+    assert get_network("mef").model is get_network("MEF", device="cpu").model
+
+
+def test_what_is_done_to_a_loaded_model_is_done_to_a_copy(images):
+    before = fuse("a.png", "b.png", text="a street", device="cpu")
+    own = load("ivf", "cpu").double()
+    with torch.no_grad(): [parameter.zero_() for parameter in own.parameters()]
+    assert np.array_equal(fuse("a.png", "b.png", text="a street", device="cpu"), before)
+
+
+def test_a_model_runs_itself_and_stays_where_it_is(monkeypatch):
+    own = Film(text_width=3, grid=(8, 8), depth=1)
+    assert get_network("ivf", own).model is get_network("ivf", own, "cpu").model is own
+    monkeypatch.setattr("film.fusion.choose_device", lambda device: torch.device(device))
+    assert get_network("ivf", own, "meta").device.type == "meta" and next(own.parameters()).device.type == "cpu"
 
 
 def test_the_name_of_a_feature_file_is_no_prose(images):
     for text in ("tokens.npy", ["a car", "folder/b.NPY "]):
         with pytest.raises(FilmError, match="Path.*--text-features"): fuse("a.png", "b.png", text=text, device="cpu")
+
+
+def test_prose_in_an_array_is_said(images):
+    with pytest.raises(FilmError, match="are numbers, not <U5"): fuse("a.png", "b.png", text=np.array(["a car"]), device="cpu")
+
+
+def test_weights_without_text_take_none(images):
+    silent = Film(text_width=1, grid=(8, 8), depth=1, text_encoder="constant").eval()
+    with pytest.raises(FilmError, match="^text: .*without text"): fuse("a.png", "b.png", text="a car", weights=silent)
+    assert fuse("a.png", "b.png", weights=silent).shape == (48, 64, 3)
+
+
+def test_a_pairs_features_count_wherever_their_encoder_lay(tmp_path, images):
+    "By the hash of its weights; what another one made is not taken, the images are described."
+    features, image = np.full((1, 4, 384), 0.5, np.float32), np.zeros((20, 20), np.uint8)
+    def taken(made_by, needed):
+        write_features(tmp_path / "x.npy", features, made_by)
+        network = Film(text_width=384, grid=(8, 8), depth=1, text_encoder=needed)
+        return np.array_equal(text_tokens(Pair("x", Path("a"), Path("b"), tmp_path / "x.npy"), (image, image), get_task("ivf"), network), features)
+    assert taken("minilm:/new/encoder@0123abcd", "minilm:/old/encoder@0123abcd")
+    assert not taken("minilm:/new/encoder@0123abcd", "all-MiniLM-L6-v2")
 
 
 @pytest.mark.parametrize("given", [dict(text="a car"), dict(weights="nowhere"), dict(plain=True), dict(backend="onnx"), dict(dtype="float16"), dict(compile=True)])
