@@ -261,7 +261,8 @@ EIGHT_BITS = (".jpg", ".jpeg", ".bmp", ".webp")              # formats with 8 bi
 SIDES = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that these formats hold
 
 def check_output(path: str | os.PathLike, image: np.ndarray):
-    "`FilmError` for what no picture holds: writers would round floats to black and white."
+    "`FilmError` for what no picture holds: writers would round floats to black and white, and take an alpha channel for a colour."
+    if image.ndim != 2 and (image.ndim != 3 or image.shape[2] != 3): raise FilmError(f"{path}: an array of shape {image.shape} cannot be written: make (H, W) or (H, W, 3) of it")
     if image.dtype not in (np.uint8, np.uint16): raise FilmError(f"{path}: {image.dtype} cannot be written: make uint8 or uint16 of it (floats in [0, 1]: np.rint(image * 255).astype(np.uint8))")
 
 

@@ -475,9 +475,10 @@ def fuse_stream(
 
 
 def _outcome(future: Future) -> tuple[object, str | None]:
-    "What a thread returned, or the line of its `FilmError`; anything else is raised."
+    "What a thread returned, or the line of its `FilmError` or of memory that was not enough; anything else is raised."
     try: return future.result(), None
     except FilmError as e: return None, str(e)
+    except MemoryError: return None, "not enough memory for this pair; make the images smaller"
 
 # %% ../nbs/07_fusion.ipynb #6af4859f
 _job = {}  # of a worker process: what `fuse` takes

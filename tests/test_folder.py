@@ -216,3 +216,15 @@ def test_killed_run_resumes(folders, tmp_path, model, capsys, workers):
 def test_what_is_wrong_for_all_is_said_once(folders, options, says):
     with pytest.raises(FilmError, match=says): fuse_pairs(folders, "out", **options)
     assert not Path("out").exists()
+
+
+def test_a_pair_too_large_for_the_memory_is_that_pairs_line(tmp_path, monkeypatch):
+    read = fusion.read_large
+    def short(path, room):
+        if Path(path).stem == "b": raise MemoryError
+        return read(path, room)
+    monkeypatch.setattr(fusion, "read_large", short)
+    for side in "AB":
+        for name in "abc": write_image(tmp_path / side / f"{name}.png", np.random.default_rng(0).integers(0, 256, (20, 24), np.uint8))
+    summary = fuse_pairs(pair_folders(tmp_path / "A", tmp_path / "B"), tmp_path / "out", method="average")
+    assert summary.done == ["a", "c"] and "b: not enough memory" in str(summary)
