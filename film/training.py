@@ -11,7 +11,7 @@ __all__ = ['PRESETS', 'TrainSettings', 'make_settings', 'check_precision', 'lear
 # %% ../nbs/06_training.ipynb #dbbba287
 import copy, json, math, shutil, signal, sys, tempfile, threading
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +64,13 @@ class TrainSettings(LossSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        for name, kind in ((field.name, field.type) for field in fields(self)):
+            value = getattr(self, name)
+            if (kind is int or kind == int | None and value is not None) and type(value) is not int: raise FilmError(f"{name} must be a whole number, found {value!r}")
         object.__setattr__(self, "task", get_task(self.task).name)
         for name in ("crop", "grid"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            if len(getattr(self, name)) != 2: raise FilmError(f"{name} must be two numbers, rows and columns, found {getattr(self, name)}")
+            if [*map(type, getattr(self, name))] != [int, int]: raise FilmError(f"{name} must be two whole numbers, rows and columns, found {getattr(self, name)}")
             if max(getattr(self, name)) > 8192: raise FilmError(f"{name} must be at most 8192 pixels a side, found {getattr(self, name)}")
         if min(self.crop) < 16: raise FilmError(f"crop must be at least 16 pixels a side, found {self.crop}")
         for name in ("batch_size", "epochs", "lr", "lr_epochs", "lr_gamma"):
@@ -146,7 +149,12 @@ def training_pairs(
     pairs = [(dataset, pair) for dataset in datasets for pair in find_pairs(root, settings.task, dataset, settings.split)]
     folders = {dataset: pair.a.parent.parent.resolve() for dataset, pair in pairs}
     if len({*folders.values()}) < len(datasets): raise FilmError(f"dataset {settings.dataset!r} names a folder twice: pairs held out would be trained on")
-    return check_pairs([pair if len(datasets) == 1 else replace(pair, name=f"{dataset}-{pair.name}") for dataset, pair in pairs])
+    named = {}  # texts are kept by name
+    for dataset, pair in pairs:
+        name = pair.name if len(datasets) == 1 else f"{dataset}-{pair.name}"
+        if name in named: raise FilmError(f"{named[name].a} and {pair.a}: both would be called {name}; rename one of the data sets or pairs")
+        named[name] = replace(pair, name=name)
+    return check_pairs([*named.values()])
 
 # %% ../nbs/06_training.ipynb #9184cbb9
 def held_out(
@@ -180,20 +188,27 @@ class Run:
     "The folder of a training run: settings, checkpoint, log."
     def __init__(self, folder: Path, settings: TrainSettings, resume: bool, alone: bool = True):
         self.folder, self.settings = Path(folder), settings
+        self.settings_file, self.checkpoint, self.log_file = (self.folder / name for name in ("settings.json", "checkpoint.pt", "log.jsonl"))
+        self.begun_with()  # where another's files are, nothing is written
         if alone: self.lock = lock_folder(self.folder, "training")  # not for the second process of one run
-        self.checkpoint, self.log_file = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
-        settings_file = self.folder / "settings.json"
-        default, wanted = (json.loads(json.dumps(asdict(s))) for s in (TrainSettings(), settings))
+        found, wanted = self.begun_with(), json.loads(json.dumps(asdict(settings)))
         begun = self.checkpoint.exists() or self.log_file.exists()
         if not resume and begun: raise FilmError(f"{folder}: holds a training run already; continue it with --resume or choose another folder")
-        differing = []
-        if settings_file.exists():
-            try: found = default | json.loads(settings_file.read_text()); found["task"] = get_task(found["task"]).name  # a setting newer than the run has its default
-            except (ValueError, TypeError, FilmError): found = {"settings.json": "unreadable"}
-            differing = [f"{name} {found[name]} -> {wanted.get(name)}" for name in found if found[name] != wanted.get(name)]
-            if differing and begun: raise FilmError(f"{folder}: the run was started with other settings ({'; '.join(differing)}); resume with the same or choose another folder")
-        if settings_file.exists() and not begun and (differing or not resume): shutil.rmtree(self.folder / "texts", ignore_errors=True)  # of a run that never came to its first step
-        with atomic_write(settings_file) as temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n")
+        differing = [f"{name} {found[name]} -> {wanted[name]}" for name in found if found[name] != wanted[name]]
+        if differing and begun: raise FilmError(f"{folder}: the run was started with other settings ({'; '.join(differing)}); resume with the same or choose another folder")
+        if found and not begun and (differing or not resume):
+            for path in [*(self.folder / "texts").rglob("*.npy")]: path.unlink(); path.with_suffix(".json").unlink(missing_ok=True)  # of a run that never came to its first step
+        with atomic_write(self.settings_file) as temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n")
+
+    def begun_with(self) -> dict:
+        "The settings in the folder, {} if there is no run yet; `FilmError` for files of these names that are no run's."
+        there, found = [path.name for path in (self.checkpoint, self.log_file, self.settings_file) if path.exists()], {}
+        default = json.loads(json.dumps(asdict(TrainSettings())))
+        try:
+            if there: found = json.loads(self.settings_file.read_text()); found = default | found | dict(task=get_task(found["task"]).name)  # a setting newer than the run has its default
+        except (OSError, ValueError, TypeError, LookupError, FilmError): pass
+        if there and (not isinstance(found, dict) or not default.keys() == found.keys()): raise FilmError(f"{self.folder}: holds {', '.join(there)}, but no settings of a training run, or of another version's; choose another folder")
+        return found
 
     def save(self, state: dict):
         "Replaces the checkpoint in one stroke."

@@ -115,7 +115,8 @@ def test_a_run_is_not_overwritten_or_changed(dataset, tmp_path, capsys):
     (run / "checkpoint.pt").write_bytes(b"damaged")
     with pytest.raises(FilmError, match="cannot be loaded safely"): train(settings, dataset, run, resume=True, device="cpu")
     (run / "settings.json").unlink()
-    with pytest.raises(FilmError, match="--resume"): train(settings, dataset, run, device="cpu")
+    for resume in (False, True):  # whose they are, nobody knows
+        with pytest.raises(FilmError, match="holds checkpoint.pt, log.jsonl, but no settings"): train(settings, dataset, run, resume=resume, device="cpu")
     assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "x"), "--dataset", "Nowhere"]) == 2
     assert "Nowhere" in capsys.readouterr().err
 
@@ -387,3 +388,41 @@ def test_every_setting_reaches_the_training(dataset, tmp_path, change):
 def test_warm_up_begins_above_zero():
     settings = make_settings("quick", lr=1.0, warmup=4)
     assert [learning_rate(settings, step, 10, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+
+
+@pytest.mark.parametrize("theirs", [{"settings.json": '{"editor.fontSize": 12}'}, {"settings.json": "[1]"}, {"settings.json": "no JSON"}, {"settings.json": "{}"}, {"settings.json": '{"task": "ivf", "other": 1}'},
+                                    {"log.jsonl": '{"event": 1}\n'}, {"checkpoint.pt": "theirs"}])
+def test_files_that_are_no_runs_are_left_alone(tmp_path, theirs):
+    theirs = theirs | {"texts/notes.txt": "mine", "texts/p0.npy": "mine"}
+    (tmp_path / "texts").mkdir()
+    for name, text in theirs.items(): (tmp_path / name).write_text(text)
+    for resume in (False, True):
+        with pytest.raises(FilmError, match="choose another folder$"): Run(tmp_path, make_settings(), resume)
+        assert {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == theirs
+
+
+def test_texts_of_a_run_without_a_step_go_alone(tmp_path):
+    Run(tmp_path, make_settings(), False)
+    older = json.loads((tmp_path / "settings.json").read_text()); del older["plain"]
+    (tmp_path / "settings.json").write_text(json.dumps(older))
+    write_features(tmp_path / "texts" / "p0.npy", np.ones((1, 2, 8)), "toy")
+    (tmp_path / "texts" / "notes.json").write_text("mine")
+    Run(tmp_path, make_settings(), True)
+    assert len(list((tmp_path / "texts").iterdir())) == 3
+    Run(tmp_path, make_settings(lr=1e-3), False)
+    assert [path.name for path in (tmp_path / "texts").iterdir()] == ["notes.json"]
+
+
+@pytest.mark.parametrize("wrong", [dict(validation=0.25), dict(epochs=1.5), dict(seed=True), dict(max_steps=2.0), dict(batch_size="2"), dict(depth=None), dict(crop=(32.5, 32)), dict(grid=(8, "32"))])
+def test_numbers_that_are_not_whole_are_refused(wrong):
+    with pytest.raises(FilmError, match=f"^{next(iter(wrong))} must be (a whole number|two whole numbers)"): make_settings(**wrong)
+
+
+def test_pairs_that_would_share_a_name_are_refused(dataset):
+    "Texts are kept by name: one pair would be trained on with the other's."
+    folder = dataset / "Image" / "IVF"
+    shutil.copytree(folder / "Tiny", folder / "Tiny-night")
+    for modality in ("IR", "VI"): shutil.copyfile(folder / "Tiny" / modality / "p1.png", folder / "Tiny" / modality / "night-p0.png")
+    with (folder / "Tiny" / "train.txt").open("a") as file: file.write("\nnight-p0\n")
+    with pytest.raises(FilmError, match="both would be called Tiny-night-p0") as caught: training_pairs(dataset, make_settings(dataset="Tiny+Tiny-night"))
+    assert "\n" not in str(caught.value) and len(training_pairs(dataset, make_settings(dataset="Tiny"))) == 7
