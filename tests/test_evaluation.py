@@ -12,7 +12,7 @@ from scipy.signal import convolve2d
 
 from film.core import TASKS, FilmError, to_gray, write_image
 from film.data import pair_folders
-from film.evaluation import (METRICS, PAPER, RELEASED, batch_metrics, best_and_worst, evaluate_folders, get_metrics, gray_levels, image_set, leaderboard, mean_interval, metrics, paper_table,
+from film.evaluation import (METRICS, PAPER, RELEASED, batch_metrics, best_and_worst, evaluate_folders, get_metrics, gray_levels, image_set, leaderboard, leaderboard_picture, mean_interval, metrics, paper_table,
                              ranks, to_json, to_latex, to_markdown, write_report)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -321,6 +321,9 @@ def test_batch_equals_single(device, dtype):
     for name in names:
         assert together[name].shape == (4,) and together[name].dtype == torch.float64 and together[name].device.type == device
         assert together[name].cpu().numpy() == pytest.approx([value(name, *item) for item in items], rel=1e-9, abs=1e-9), name
+    pixels = [np.array(levels, float).reshape(2, 1, 1) for levels in ([51, 178], [204, 77], [20, 90])]  # no gradient in one pixel
+    together = batch_metrics(*(torch.from_numpy(x[:, None] / 255).to(device, dtype) for x in pixels), names)
+    for name in names: assert together[name].cpu().numpy() == pytest.approx([value(name, *item) for item in zip(*pixels)], rel=1e-9, abs=1e-9), name
     with pytest.raises(FilmError, match="no batched form of FMI"): batch_metrics(*batch, "FMI")
     with pytest.raises(FilmError, match="of one shape"): batch_metrics(batch[0], batch[1][:2], batch[2])
 
@@ -413,6 +416,18 @@ def test_report(folders):
     assert not {"paper.md", "problems.txt"} & {path.name for path in (folders / "report").iterdir()}  # of the evaluation before
 
 
+def test_a_report_leaves_files_of_its_names_that_are_not_its_own(folders):
+    good, poor = (evaluate_folders(folders / name, pairs_of(folders)) for name in ("good", "poor"))
+    theirs = {"paper.md": "# My paper\n", "problems.txt": "missing\tgood\tp1: a line of ours\nbuy milk\n"}
+    (folders / "report").mkdir()
+    for name, text in theirs.items(): (folders / "report" / name).write_text(text)
+    for result, paper, name in ((good, True, "paper.md"), (poor, False, "problems.txt")):
+        with pytest.raises(FilmError, match=f"{name}: is no file of an evaluation and would be replaced; .*rename it$"): write_report(folders / "report", result, "Lytro", paper)
+    assert {path.name: path.read_text() for path in (folders / "report").iterdir()} == theirs
+    write_report(folders / "report", good)
+    assert {name: (folders / "report" / name).read_text() for name in theirs} == theirs
+
+
 def test_titles_name_the_metric(folders, monkeypatch):
     titles = []
     monkeypatch.setattr("film.evaluation.contact_sheet", lambda rows, names: titles.extend(names))
@@ -431,6 +446,13 @@ def test_names_that_are_not_utf8_are_written_as_they_are(folders):
     assert b"good,caf\xe9," in (folders / "report/scores.csv").read_bytes()
 
 
+def test_a_picture_of_methods_whose_names_are_not_utf8(folders):
+    "OpenCV would end the process."
+    odd = evaluate_folders({os.fsdecode(b"caf\xe9"): folders / "good"}, pairs_of(folders))
+    plain = evaluate_folders({"caf?": folders / "good"}, pairs_of(folders))
+    assert np.array_equal(leaderboard_picture(odd, os.fsdecode(b"d\xe9")), leaderboard_picture(plain, "d?"))
+
+
 def test_paper_rows(folders):
     result = evaluate_folders(folders / "good", pairs_of(folders))
     table = paper_table(result, "Lytro")
@@ -438,6 +460,7 @@ def test_paper_rows(folders):
     assert "| paper | 7.56 | 59.15 | 19.57 | 6.97 | 0.98 | 0.74 |" in table and f"{qabf:.2f} ({qabf - 0.74:+.2f}) |" in table
     assert "3 of the 20 images" in table and set(PAPER) == set(RELEASED)
     assert "In colour" not in table
+    assert "| ours: a\\|b |" in paper_table(evaluate_folders({"a|b": folders / "good"}, pairs_of(folders)), "Lytro")
     write_image(folders / "good/p0.png", np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8))
     both = evaluate_folders([folders / "good", folders / "poor"], pairs_of(folders))
     assert "\nIn colour: good. The paper's tables are of gray images, as film fuse --gray" in paper_table(both, "Lytro")
