@@ -24,7 +24,7 @@ from typing import Callable
 from .annotation import read_text_and_facts
 from .baselines import METHODS
 from .core import TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, get_task, jpeg_bytes, lock_folder, pip_install, read_image, to_uint8_rgb
-from .data import check_pairs, find_pairs
+from .data import check_pairs, default_root, find_pairs
 from .encoding import ENCODER_IDS, ENCODERS
 from .text import COMPONENTS, OPTIONAL
 
@@ -142,7 +142,7 @@ def read_config(
     "The changes that a YAML file holds; `FilmError` if it cannot be read."
     try: changes = _yaml().safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as e: raise FilmError(f"{path}: cannot be read ({e.strerror})") from None
-    except (_yaml().YAMLError, UnicodeDecodeError) as e: raise FilmError(f"{path}: not YAML ({' '.join(str(e).split())[:160]})") from None
+    except (_yaml().YAMLError, ValueError) as e: raise FilmError(f"{path}: not YAML ({' '.join(str(e).split())[:160]})") from None
     if not isinstance(changes, dict): raise FilmError(f"{path}: must hold lines of the form name: value")
     return changes
 
@@ -153,7 +153,7 @@ def parse_setting(
     name, equals, value = setting.partition("=")
     if not equals: raise FilmError(f"{setting!r}: write STAGE.NAME=VALUE, as in train.lr=1e-3")
     try: value = _yaml().safe_load(value)
-    except _yaml().YAMLError: raise FilmError(f"{setting!r}: the value is not YAML") from None
+    except (_yaml().YAMLError, ValueError): raise FilmError(f"{setting!r}: the value is not YAML") from None
     stage, dot, key = name.strip().partition(".")
     return {stage: {key: value}} if dot else {stage: value}
 
@@ -356,6 +356,29 @@ def environment() -> str:
     system = f"# Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return "\n".join([system, *(f"{name}=={packages[name]}" for name in sorted(packages) if name)]) + "\n"
 
+# %% ../nbs/10_pipeline.ipynb #a2a28a0c
+def _says(path, config, notebooks):
+    "Whether a YAML file holds this very configuration."
+    try: return configure(read_config(path), notebooks) == config
+    except FilmError: return False
+
+def _check_folder(config, notebooks):
+    "`FilmError` where a run would replace what no run has made: the data root's own files, or others that lie in its folder."
+    run, tasks = Path(config["out"]), chosen_tasks(config["task"])
+    foreign = []
+    for task in tasks:
+        image, source = (root / "Image" / task.folder / config["dataset"] for root in (run / task.name / "data", default_root(config["data"])))
+        ours, theirs = ({(folder / name).resolve() for name in ("", *task.modalities)} for folder in (image, source))
+        if ours & theirs: raise FilmError(f"{run / task.name / 'data'}: is the data root, which is only read; choose another folder (out)")
+        if not any((run / task.name / "stamps").glob("*.json")): foreign += [path for path in image.glob("*/*") if path.is_file() and not path.is_symlink()]
+    for folder, stage in [*((run / task.name, stage) for task in tasks for stage in STAGES), (run, REPORT)]:
+        there = [path for name in (*(() if stage.keeps else stage.makes), f"notebooks/{stage.name}.ipynb") if os.path.lexists(path := folder / name)]
+        if not (folder / "stamps" / f"{stage.name}.json").exists(): foreign += there
+    if not any(run.glob("*/stamps/*.json")):
+        foreign += [path for path in [run / "pipeline.yaml"] if path.exists() and not _says(path, config, notebooks)]
+        foreign += [path for path in [run / "environment.txt"] if path.is_file() and not path.read_bytes().startswith(b"# Python ")]
+    if foreign: raise FilmError(f"{run}: holds files that were not made here ({foreign[0].relative_to(run)}{', ...' if len(foreign) > 1 else ''}); choose another folder (out)")
+
 # %% ../nbs/10_pipeline.ipynb #00474dd7
 def _check_choices(config):
     "`FilmError` for a component, encoder, mode, rule or metric that a stage would refuse. Stages of one's own may lack these parameters."
@@ -402,12 +425,13 @@ def run_pipeline(
     "Runs the stages of every chosen task, then the report; what is up to date is skipped. `FilmError` ends the run; the same call goes on."
     notebooks = Path(notebooks)
     config = check_config(configure(changes or {}, notebooks))
+    _check_folder(config, notebooks)
     tasks, run, ran = chosen_tasks(config["task"]), Path(config["out"]), []
     jobs = [(task.name, stage, run / task.name) for task in tasks for stage in STAGES] + [("", REPORT, run)]
     with nullcontext() if dry_run else lock_folder(run, "pipeline") or nullcontext(), TemporaryDirectory() as aside:
         selected = Path(aside) if dry_run else run  # to say what would run, nothing in the run's folder changes
         for task in tasks: select_pairs(config, task, selected / task.name)
-        if not dry_run:
+        if not dry_run and not _says(run / "pipeline.yaml", config, notebooks):  # else what a person wrote there stays
             with atomic_write(run / "pipeline.yaml") as temporary: temporary.write_text(config_text(config, notebooks), encoding="utf-8")
         for number, (task, stage, folder) in enumerate(jobs, 1):
             notebook, executed, stamp = notebooks / f"{stage.name}.ipynb", folder / "notebooks" / f"{stage.name}.ipynb", folder / "stamps" / f"{stage.name}.json"
@@ -475,22 +499,31 @@ def shareable(
     component, rest = re.fullmatch(r"(\w+:(?!//))?(.*)", value, re.DOTALL).groups("")  # as in grit:FILE
     return component + ("URL" if re.match(r"\w+://", rest) else "PATH" if rest.startswith("~") or Path(rest).is_absolute() else rest)
 
+def _on_one_line(value):
+    "YAML of one line; text without quotes where it is read as it is."
+    if isinstance(value, str):
+        try:
+            if _yaml().safe_load(value) == value: return value
+        except (_yaml().YAMLError, ValueError): pass
+    def dump(**style): return _yaml().safe_dump(value, default_flow_style=True, width=float("inf"), **style).removesuffix("\n").removesuffix("\n...")
+    return dump() if "\n" not in dump() else dump(default_style='"')
+
 def repeat_command(
     config: dict,                # as `configure` returns it
     notebooks: Path = NOTEBOOKS, # folder of the stages' notebooks
 ) -> str:                        # film pipeline ...
     "The command line of a configuration: what differs from the defaults, as far as it is `shareable`."
     standard, words = defaults(notebooks), ["film", "pipeline"] + ["--notebooks", "NOTEBOOKS"] * (Path(notebooks) != NOTEBOOKS)
-    def shown(value):
-        value = shareable(value)
-        return value if isinstance(value, str) else _yaml().safe_dump(value, default_flow_style=True).splitlines()[0]
+    def add(name, value, option=""):
+        "As an option of its own where it has one; some values only --set can say."
+        value = "DATA" if name == "data" and shareable(value) == "PATH" else shareable(value)
+        plain = option and value is not None and not str(value).startswith("-")
+        words.extend([option, str(value)] if plain else ["--set", f"{name}={_on_one_line(value)}"])
     for name in GENERAL:
-        if name == "out" or config[name] == standard[name]: continue
-        option = "DATA" if name == "data" and shareable(config[name]) == "PATH" else shown(config[name])
-        words += [f"--{name}", option] if name in OPTIONS else ["--set", f"{name}={option}"]
+        if name != "out" and config[name] != standard[name]: add(name, config[name], f"--{name}" if name in OPTIONS else "")
     for stage in (*STAGES, REPORT):
         for name, value in config[stage.name].items():
-            if value != standard[stage.name][name]: words += ["--steps", str(value)] if (stage.name, name) == ("train", "max_steps") else ["--set", f"{stage.name}.{name}={shown(value)}"]
+            if value != standard[stage.name][name]: add(f"{stage.name}.{name}", value, "--steps" if (stage.name, name) == ("train", "max_steps") else "")
     return shlex.join(words)
 
 # %% ../nbs/10_pipeline.ipynb #82fd815f

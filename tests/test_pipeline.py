@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import yaml
 
 from film import pipeline
 from film.annotation import describe_dataset
@@ -124,6 +126,7 @@ def ran(out):
     (["--device", "tpu"], "device 'tpu' is not available"),
     (["--notebooks", "nowhere"], "describe.ipynb: no such notebook"),
     (["--out", "broken.yaml"], "broken.yaml: cannot be written"),
+    (["--set", "train_list=2024-13-01"], "the value is not YAML"),
 ])
 def test_refused_in_one_line(tmp_path, monkeypatch, capsys, options, says):
     monkeypatch.chdir(tmp_path)
@@ -148,6 +151,60 @@ def test_broken_images_are_listed_before_anything_runs(small, dataset, capsys):
     (dataset / "Image" / "IVF" / "Tiny" / "IR" / "p1.png").write_text("not a picture")
     code, out, err = run(capsys, *small)
     assert code == 2 and "1 of 6 pairs cannot be used" in err and "p1.png" in err and ran(out) == []
+
+
+def tree(folder): return {str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("way", ["the folder itself", "data linked", "a modality linked"])
+def test_a_run_whose_data_are_the_data_root_is_refused(small, dataset, capsys, way):
+    "It would remove the images and link to itself."
+    options, own = list(small), Path("out/ivf/data")
+    image = dataset / "Image" / "IVF" / "Tiny"
+    if way == "the folder itself": own.parent.mkdir(parents=True); shutil.move(dataset, own); options[options.index(dataset)] = "out/./ivf/data"
+    elif way == "data linked": own.parent.mkdir(parents=True); own.symlink_to(dataset)
+    else: (own / "Image/IVF/Tiny").mkdir(parents=True); (own / "Image/IVF/Tiny/IR").symlink_to(image / "IR")
+    before = tree(".")
+    for more in ([], ["--dry-run"]):
+        code, out, err = run(capsys, *options, *more)
+        assert code == 2 and err == "film: out/ivf/data: is the data root, which is only read; choose another folder (out)\n" and out == "" and tree(".") == before
+
+
+@pytest.mark.parametrize("name", ["ivf/training/mine.txt", "ivf/fused/mine.png", "ivf/train.h5", "ivf/figures/loss.svg", "ivf/data/TextFeature/mine.npy", "ivf/data/Image/IVF/Tiny/IR/mine.png", "ivf/notebooks/train.ipynb",
+                                  "report.html", "metrics.csv", "pipeline.yaml", "environment.txt"])
+def test_what_was_not_made_by_a_run_is_not_replaced(small, capsys, name):
+    path = Path("out") / name
+    path.parent.mkdir(parents=True); path.write_text("mine: 1")
+    before = tree(".")
+    code, out, err = run(capsys, *small)
+    assert code == 2 and re.fullmatch(r"film: out: holds files that were not made here \(([^)]+)\); choose another folder \(out\)\n", err) and name.startswith(err.split("(")[1].split(")")[0]) and tree(".") == before
+
+
+def test_nor_in_a_run_that_has_not_come_there_yet(small, capsys):
+    assert run(capsys, *small, "--set", "train.number=9")[0] == 2
+    mine = Path("out/ivf/fused/mine.png")
+    mine.parent.mkdir(); mine.write_text("mine")
+    assert "not made here (ivf/fused)" in run(capsys, *small)[2] and mine.read_text() == "mine"
+    shutil.rmtree(mine.parent)
+    assert ran(run(capsys, *small)[1]) == ["train", "fuse", "evaluate", "report"]
+
+
+def test_a_selection_that_failed_is_gone_on_with(small, dataset, capsys, monkeypatch):
+    "Its links are no person's files."
+    with monkeypatch.context() as patched, pytest.raises(SystemExit): patched.setattr(pipeline, "environment", lambda: sys.exit(1)); pipeline.run_pipeline(dict(task="ivf", data=str(dataset), dataset="Tiny", device="cpu", out="out"), notebooks="stages")
+    assert Path("out/ivf/data/Image/IVF/Tiny/IR/p0.png").is_symlink() and not Path("out/ivf/stamps").exists()
+    assert ran(run(capsys, *small)[1]) == ALL
+
+
+def test_the_configuration_that_a_run_is_given_keeps_its_comments(small, capsys):
+    own = "# why\ntask: ivf\ndevice: cpu  # slow\nout: .\nevaluate: {number: 3}\n"
+    given = small[2:6]                                                                            # --data and --dataset
+    own += f"data: {given[1]}\ndataset: Tiny\n"
+    Path("pipeline.yaml").write_text(own)
+    again = ["--config", "pipeline.yaml", "--notebooks", "stages"]
+    code, _, err = run(capsys, *again, "--seed", "3")
+    assert code == 2 and "not made here (pipeline.yaml)" in err and Path("pipeline.yaml").read_text() == own
+    assert ran(run(capsys, *again)[1]) == ALL and Path("pipeline.yaml").read_text() == own and ran(run(capsys, *again)[1]) == []
 
 
 def test_only_what_changed_runs_again(small, dataset, capsys):
@@ -253,6 +310,19 @@ def test_what_is_shared_names_no_machine():
     assert "--data DATA" in command and "train.start=PATH" in command and "describe.dense=grit:PATH" in command and "base_url: URL" in command and "describe.writer=openai:small" in command
     assert "/home" not in command and "host" not in command
     assert pipeline.repeat_command(pipeline.configure(dict(pairs=2, test_list="val", out="here"))) == "film pipeline --set test_list=val --pairs 2"
+
+
+@pytest.mark.parametrize("changes", [
+    dict(pairs=None), dict(train=dict(max_steps=None)), dict(train=dict(max_steps=7, clip=None, lr=1e-7, crop=[48, 64])), dict(train_list="1", test_list="null"), dict(dataset="1", test_list="-"), dict(dataset="-1", task="ivf,mef"),
+    *(dict(report=dict(title=title)) for title in ("Night: a report", "", " ", "'quoted'", '"both\'s"', "two\nlines", "# no comment", "2024-13-01", "true", "é=1", "long " * 60, "- a", "[")),
+    dict(describe=dict(options=dict(words=[f"word {i}" for i in range(60)], title="a: b\nc", number="1")))])
+def test_the_command_to_repeat_says_the_same(capsys, changes):
+    config = pipeline.configure(changes)
+    command = shlex.split(pipeline.repeat_command(config))
+    assert command[:2] == ["film", "pipeline"] and "\n" not in pipeline.repeat_command(pipeline.configure(dict(report=dict(title="two\nlines"))))
+    assert main([*command[1:], "--print-config"]) == 0
+    shown = capsys.readouterr().out
+    assert pipeline.configure(yaml.safe_load(shown)) == config
 
 
 def test_stage_notebooks_of_the_package():
