@@ -853,6 +853,7 @@ class Row:
     high: dict[str, float]      # upper end
     rank: dict[str, int]        # metric -> 1 for the best method
     mean_rank: float            # over the metrics
+    close: set[str]             # metrics in which another is best, perhaps by luck: the 95 % interval of the differences image by image holds 0
 
 # %% ../nbs/08_evaluation.ipynb #812f44b0
 def leaderboard(
@@ -864,8 +865,12 @@ def leaderboard(
     methods = list(evaluation.scores)
     stats = {method: mean_interval(evaluation.values(method, names)) for method in methods}
     placed = ranks(np.array([stats[method][0] for method in methods]), [METRICS[name].direction for name in evaluation.metrics])
-    rows = [Row(method, *(dict(zip(evaluation.metrics, map(float, part))) for part in stats[method]), dict(zip(evaluation.metrics, map(int, place))), float(place.mean()))
-            for method, place in zip(methods, placed)]
+    values = np.stack([evaluation.values(method, names) for method in methods])  # (methods, pairs, metrics)
+    best = np.take_along_axis(values, placed.argmin(0)[None, None], 0)           # (1, pairs, metrics): those of the best method of each column
+    _, low, high = mean_interval((best - values).swapaxes(0, 1))                 # (methods, metrics), of the differences
+    close = (low <= 0) & (0 <= high) & (placed > 1)
+    rows = [Row(method, *(dict(zip(evaluation.metrics, map(float, part))) for part in stats[method]), dict(zip(evaluation.metrics, map(int, place))), float(place.mean()),
+                {name for name, luck in zip(evaluation.metrics, lucky) if luck}) for method, place, lucky in zip(methods, placed, close)]
     return sorted(rows, key=lambda row: row.mean_rank)
 
 # %% ../nbs/08_evaluation.ipynb #e75faac1
@@ -874,17 +879,18 @@ def _cell(text): return text.replace("|", "\\|")  # of a Markdown table
 def _heads(evaluation): return [f"{name} {METRICS[name].arrow}" for name in evaluation.metrics]
 
 def _note(evaluation, interval):
-    "How many images a table is of, what its interval is (of one image there is none), and of which methods only the luma was scored."
+    "How many images a table is of, what its interval is (of one image there is none), what its sign means, and of which methods only the luma was scored."
     used, total, coloured = len(evaluation.common()), len(evaluation.pairs), [method for method in evaluation.scores if method in evaluation.coloured]
+    if any(row.close for row in leaderboard(evaluation)): interval += "; ≈: behind the best by what may be luck (95 % interval of the differences image by image)"
     note = f"{used} image{'s' * (used != 1)}{f' of {total}' if used < total else ''}{f'; {interval}' * (used > 1)}."
     return f"{note} In colour: {', '.join(coloured)}; their luma is scored." if coloured else note
 
 def to_markdown(
     evaluation: Evaluation, # of one or more methods
 ) -> str:
-    "The leaderboard as a Markdown table: mean [95 % interval], the best of each column bold, ranks where there are several methods."
+    "The leaderboard as a Markdown table: mean [95 % interval], the best of each column bold, ≈ where its lead may be luck, ranks where there are several methods."
     rows, several, one = leaderboard(evaluation), len(evaluation.scores) > 1, len(evaluation.common()) == 1
-    def cell(row, name): return f"{row.mean[name]:.2f}" + ("" if one else f" [{row.low[name]:.2f}, {row.high[name]:.2f}]")
+    def cell(row, name): return "≈ " * (name in row.close) + f"{row.mean[name]:.2f}" + ("" if one else f" [{row.low[name]:.2f}, {row.high[name]:.2f}]")
     lines = [["method", *_heads(evaluation), *["mean rank"] * several]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
@@ -896,12 +902,13 @@ def to_markdown(
 def to_latex(
     evaluation: Evaluation, # of one or more methods
 ) -> str:
-    "The leaderboard as a LaTeX table (booktabs): means, half the width of the 95 % interval as subscript, the best of each column bold."
+    "The leaderboard as a LaTeX table (booktabs): means, half the width of the 95 % interval as subscript, the best of each column bold, ≈ where its lead may be luck."
     rows, one = leaderboard(evaluation), len(evaluation.common()) == 1
     def cell(row, name):
         mean = f"{row.mean[name]:.2f}"
         if len(rows) > 1 and row.rank[name] == 1: mean = f"\\mathbf{{{mean}}}"
-        return f"${mean}$" if one else f"${mean}_{{\\pm {(row.high[name] - row.low[name]) / 2:.2f}}}$"
+        luck = "^{\\approx}" if name in row.close else ""
+        return f"${mean}$" if one else f"${mean}_{{\\pm {(row.high[name] - row.low[name]) / 2:.2f}}}{luck}$"
     def text(words): return "".join({"_": "\\_", "%": "\\%", "&": "\\&", "#": "\\#", "$": "\\$", "{": "\\{", "}": "\\}", "\\": "\\textbackslash{}", "^": "\\^{}", "~": "\\~{}"}.get(c, c) for c in words)
     heads = [head.replace("↑", "$\\uparrow$").replace("↓", "$\\downarrow$") for head in _heads(evaluation)]
     lines = [f"\\begin{{tabular}}{{l{'c' * len(heads)}}}", "\\toprule", " & ".join(["Method", *heads]) + " \\\\", "\\midrule"]
@@ -918,7 +925,7 @@ def to_json(
         "images": evaluation.common(), **interval, "note": _note(evaluation, "low to high is the 95 % confidence interval (Student)"),
         "metrics": {name: {"title": METRICS[name].title, "better": METRICS[name].direction} for name in evaluation.metrics},
         "methods": [{"method": row.method, "mean_rank": row.mean_rank,
-                     "scores": {name: {"mean": row.mean[name], **({"low": row.low[name], "high": row.high[name]} if interval else {}), "rank": row.rank[name]} for name in evaluation.metrics}}
+                     "scores": {name: {"mean": row.mean[name], **({"low": row.low[name], "high": row.high[name]} if interval else {}), "rank": row.rank[name], "close": name in row.close} for name in evaluation.metrics}}
                     for row in leaderboard(evaluation)],
         "problems": [vars(problem) for problem in evaluation.problems]}, indent=1)
 
@@ -939,10 +946,10 @@ def leaderboard_picture(
     evaluation: Evaluation, # of one or more methods
     title: str = "",        # of the picture
 ) -> np.ndarray: # (H, W, 3) uint8
-    "Methods by metrics: the mean as a number, the rank as colour (green is best)."
+    "Methods by metrics: the mean as a number, the rank as colour (green is best), ~ where the best's lead may be luck."
     rows, names = leaderboard(evaluation), evaluation.metrics
     def plain(text): return text.encode("ascii", "replace").decode()  # OpenCV's letters; a name that is not UTF-8 would end the process
-    head = plain(f"{title}{': ' * bool(title)}+ higher is better, - lower is better; green: best")
+    head = plain(f"{title}{': ' * bool(title)}+ higher is better, - lower is better; green: best{'; ~ behind it perhaps by luck' * any(row.close for row in rows)}")
     left, width, height, font = 40 + 10 * max(len(row.method) for row in rows), 92, 34, (cv2.FONT_HERSHEY_SIMPLEX, 0.5)
     picture = np.full((height * (len(rows) + 2), max(left + width * (len(names) + 1), 20 + cv2.getTextSize(head, *font, 1)[0][0]), 3), 255, np.uint8)
     def write(text, x, y): cv2.putText(picture, text, (x, y + 22), *font, (20, 20, 20), 1, cv2.LINE_AA)
@@ -950,7 +957,7 @@ def leaderboard_picture(
     for column, name in enumerate([*names, "rank"]): write(name if name == "rank" else f"{name} {'+' if METRICS[name].direction == 'higher' else '-'}", left + width * column + 10, height)
     for line, row in enumerate(rows, 2):
         write(plain(row.method), 10, height * line)
-        for column, (text, place) in enumerate([*((f"{row.mean[name]:.2f}", row.rank[name]) for name in names), (f"{row.mean_rank:.1f}", row.mean_rank)]):
+        for column, (text, place) in enumerate([*((f"{row.mean[name]:.2f}{' ~' * (name in row.close)}", row.rank[name]) for name in names), (f"{row.mean_rank:.1f}", row.mean_rank)]):
             share = (place - 1) / max(1, len(rows) - 1)  # 0 best, 1 last
             colour = tuple(int(v) for v in (1 - share) * np.array([120, 200, 120]) + share * np.array([245, 245, 245]))
             corner = left + width * column, height * line

@@ -12,7 +12,7 @@ from scipy.signal import convolve2d
 
 from film.core import TASKS, FilmError, to_gray, write_image
 from film.data import pair_folders
-from film.evaluation import (METRICS, PAPER, RELEASED, batch_metrics, best_and_worst, evaluate_folders, get_metrics, gray_levels, image_set, leaderboard, leaderboard_picture, mean_interval, metrics, paper_table,
+from film.evaluation import (METRICS, PAPER, RELEASED, Evaluation, batch_metrics, best_and_worst, evaluate_folders, get_metrics, gray_levels, image_set, leaderboard, leaderboard_picture, mean_interval, metrics, paper_table,
                              ranks, to_json, to_latex, to_markdown, write_report)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -506,6 +506,25 @@ def test_tables_mark_the_best_and_half_the_interval(folders):
     assert lines[2].startswith("| good | **") and lines[2].count("**") == 4 and "**" not in lines[3]
     half = (good.high["MSE"] - good.low["MSE"]) / 2
     assert half > 0.01 and f"$\\mathbf{{{good.mean['MSE']:.2f}}}_{{\\pm {half:.2f}}}$" in to_latex(result) and to_latex(result).count("mathbf") == 2
+
+
+def test_a_lead_that_may_be_luck_is_marked():
+    "By the paired t test of SciPy."
+    from scipy.stats import ttest_rel
+    rng, names = np.random.default_rng(3), [f"p{k}" for k in range(8)]
+    images = rng.normal(0.6, 0.2, 8)  # hard and easy ones
+    columns = {"best": images + 0.05, "sure": images + rng.normal(0, 0.01, 8), "luck": images + 0.04 + rng.normal(0, 0.03, 8), "same": images + 0.05}
+    result = Evaluation(["Qabf", "MSE"], {method: {name: dict(Qabf=value, MSE=-value) for name, value in zip(names, values)} for method, values in columns.items()}, pairs=dict.fromkeys(names))
+    rows = {row.method: row for row in leaderboard(result)}
+    for method in ("sure", "luck"): assert (ttest_rel(columns["best"], columns[method]).pvalue > 0.05) == (method == "luck") == (rows[method].close == {"Qabf", "MSE"})
+    assert rows["sure"].low["Qabf"] < rows["best"].high["Qabf"]  # the intervals of their own overlap
+    assert not rows["best"].close and not rows["same"].close and rows["same"].rank["Qabf"] == 1 and not rows["sure"].close
+    table, latex = to_markdown(result), to_latex(result)
+    assert [line.count("≈ ") for line in table.splitlines() if line.startswith("| luck")] == [2] and table.count("≈ ") == 2 and "≈: behind the best" in table
+    assert latex.count("^{\\approx}") == 2 and "≈: behind the best" in latex
+    assert [method["method"] for method in json.loads(to_json(result))["methods"] if method["scores"]["Qabf"]["close"]] == ["luck"]
+    del result.scores["luck"]
+    assert "≈" not in to_markdown(result) + to_latex(result)
 
 
 def test_sources_of_one_name_are_ambiguous(folders):

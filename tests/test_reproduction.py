@@ -53,6 +53,11 @@ def test_table_is_made_resumed_and_renewed(root, tmp_path, capsys):
     scores = {row["method"]: row["scores"] for row in json.loads((out / "Lytro" / "report" / "table.json").read_text())["methods"]}
     assert facts["interval"] == {name: [value["low"], value["high"]] for name, value in scores["film"].items()} and set(facts["interval"]) == {*PAPER_METRICS, *ARTEFACTS}
     assert "| | ours, 95 % interval | {:.2f} to {:.2f} |".format(*facts["interval"]["EN"]) in reproduction_table(report)
+    assert facts["close"] == {method: [name for name in sorted(row) if row[name]["close"]] for method, row in scores.items()}
+    for name, cell in zip(PAPER_METRICS, next(line for line in reproduction_table(report).splitlines() if "best classical rule" in line).split(" | ")[2:-1]):
+        rule = cell.split()[-1]
+        ahead, behind = sorted(("film", rule), key=lambda method: scores[method][name]["rank"])
+        assert cell.startswith("≈ ") == scores[behind][name]["close"] and not scores[ahead][name]["close"]
     fused = out / "Lytro" / "film" / "one.png"
     kept = fused.stat().st_mtime_ns
     assert main(["evaluate", "--paper", "--data", str(root), "-o", str(out)]) == 0
@@ -78,11 +83,12 @@ def test_one_test_set_made_again_leaves_the_others(root, tmp_path):
     assert set(both["datasets"]) == {"RealMFF", "Lytro"} == set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"])
     whole = json.dumps(both)
     both["datasets"]["RealMFF"]["weights"] = "others"
-    older, oldest, bare, empty = json.loads(whole), json.loads(whole), json.loads(whole), dict(datasets=dict(RealMFF={}))
+    older, oldest, unpaired, bare, empty = *(json.loads(whole) for _ in range(4)), dict(datasets=dict(RealMFF={}))
     del older["datasets"]["RealMFF"]["means"]["film"]["REV"]
     del oldest["datasets"]["RealMFF"]["interval"]
+    del unpaired["datasets"]["RealMFF"]["close"]
     del bare["datasets"]["RealMFF"]["pairs"]
-    for stale in (both, older, oldest, bare, empty, dict(datasets=[])):
+    for stale in (both, older, oldest, unpaired, bare, empty, dict(datasets=[])):
         (tmp_path / "out" / "reproduction.json").write_text(json.dumps(stale))
         assert set(reproduce(root, tmp_path / "out", ["Lytro"])["datasets"]) == {"Lytro"}
 
