@@ -333,8 +333,8 @@ def test_version_info_help(capsys):
 
 
 def documented():
-    "The commands of the README and the weights' cards, as a shell would give them."
-    for path in (ROOT / "README.md", *ROOT.glob("film/weights/*/README.md")):
+    "The commands of the README, of the weights' cards and of their histories, as a shell would give them."
+    for path in (ROOT / "README.md", *ROOT.glob("film/weights/*/*.md")):
         for block in re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
             for line in re.sub(r"\$\w+", "0", block).splitlines():
                 for part in re.split(r"&&|;|\|", line):
