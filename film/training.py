@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from . import fast
+from . import __version__, fast
 from .core import WEIGHTS_FOLDER, FilmError, atomic_write, contact_sheet, get_task, lock_folder, pip_install, write_image
 from .data import FusionDataset, Pair, check_darkening, check_pairs, collate, files_digest, find_pairs, pairs_digest
 from .encoding import encode, get_encoder, pair_features, read_features, write_features
@@ -230,6 +230,15 @@ class Run:
             kept = [line for line in self.log_file.read_text(errors="replace").splitlines(keepends=True) if line.endswith("\n") and state and step_of(line) <= state["step"]]
             with atomic_write(self.log_file) as temporary: temporary.write_text("".join(kept))
         return state
+
+    def note(self, step: int, device: torch.device, processes: int):
+        "What trains from this step on, a line of `made_with.json` where it is not what trained before."
+        file, kept = self.folder / "made_with.json", []
+        now = dict(film=__version__, torch=torch.__version__, device=torch.cuda.get_device_name(device) if device.type == "cuda" else fast.backend(), processes=processes)
+        try: kept = [line for line in json.loads(file.read_text()) if line["step"] < step]
+        except (OSError, ValueError, TypeError, LookupError): pass  # a new run
+        if not kept or kept[-1] | dict(step=step) != dict(step=step) | now:
+            with atomic_write(file) as temporary: temporary.write_text(json.dumps([*kept, dict(step=step) | now], indent=1) + "\n")
 
     def log(self, **values):
         with self.log_file.open("a") as file: file.write(json.dumps(values) + "\n")
@@ -486,7 +495,7 @@ def train(
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=start + 1) if main else None
     bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)
     if main and bar.disable: print(f"losses: {run.folder / 'log.jsonl'}, pictures beside it", file=sys.stderr)  # where no progress bar says that it goes on
-    if main: run.log_file.touch()  # from here on the folder is this run's
+    if main: run.log_file.touch(); run.note(start, accelerator.device, world)  # from here on the folder is this run's
     with stop_on_signal() as stopped, deterministic(accelerator.device):
         for epoch in range(start // steps_per_epoch, settings.epochs):
             data.set_epoch(epoch)

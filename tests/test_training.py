@@ -58,9 +58,24 @@ def test_killed_run_resumes_bit_for_bit(dataset, tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, killed)]
     assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == list(range(1, 31))
+    notes = [json.loads((run / "made_with.json").read_text()) for run in (whole, killed)]
+    assert notes[0] == notes[1] and [(line["step"], line["torch"], line["processes"]) for line in notes[0]] == [(0, torch.__version__, 1)]
     assert logs[0][-1]["total"] < logs[0][0]["total"]
     assert (killed / "pictures" / "step_000030.png").exists() and any((killed / "tensorboard").iterdir())
     assert Film.from_pretrained(killed / "weights").text_encoder == "all-MiniLM-L6-v2"
+
+
+def test_a_run_notes_what_it_went_on_with(tmp_path, monkeypatch):
+    run, cpu = Run(tmp_path, make_settings(), False), torch.device("cpu")
+    def noted(step):
+        run.note(step, cpu, 1)
+        return [line["step"] for line in json.loads((tmp_path / "made_with.json").read_text())]
+    assert noted(0) == [0] == noted(30)
+    monkeypatch.setattr("film.fast.backend", lambda: "another machine")
+    assert noted(30) == [0, 30] == noted(50)
+    assert noted(20) == [0, 20]  # its checkpoint was older than the last step it noted
+    (tmp_path / "made_with.json").write_text("{")
+    assert noted(60) == [60]
 
 
 def test_trains_from_a_packed_file(dataset, tmp_path):
