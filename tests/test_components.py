@@ -326,3 +326,5 @@ def test_half_precision_runs(folder):
     for component, call in ((Blip2Captioner(save_blip2(folder / "blip2_half"), device="cpu", dtype="bfloat16", max_tokens=4), "caption"),
                             (Florence2DenseCaptioner(save_florence2(folder / "florence2_half", "red car<loc_100><loc_100><loc_500><loc_900>"), device="cpu", dtype="bfloat16", beams=1), "regions")):
         assert getattr(component, call)(description()) and next(component.loaded[1].parameters()).dtype == torch.bfloat16
+        half, component = component.name, type(component)(component.model, device="cpu", **{"max_tokens": 4} if call == "caption" else {"beams": 1})
+        assert half == f"{component.name},bfloat16"  # its answers are not taken for those of full precision
