@@ -439,6 +439,20 @@ def test_evaluate(dataset, tmp_path, capsys):
         assert code == 2 and says in err and err.count("\n") == 1
 
 
+def test_evaluate_calls_folders_as_one_likes(images, capsys):
+    for folder in ("A", "B", "runs/1/fused", "runs/2/fused", "lr=0.1"): write_image(f"{folder}/a.png", read_image("a.png"))
+    rows = lambda out: [line.split(" | ")[0].removeprefix("| ") for line in out.splitlines()[2:] if line.startswith("|")]
+    code, out, err = run(capsys, "evaluate", "ours=runs/1/fused", "lr=0.1", "runs/2/fused", "--a", "A", "--b", "B", "--metrics", "EN", "-o", "report")
+    assert code == 0 and sorted(rows(out)) == ["fused", "lr=0.1", "ours"], err
+    assert {line.split(",")[0] for line in open("report/scores.csv").readlines()[1:]} == {"fused", "lr=0.1", "ours"}
+    for words, says in ((["fused=runs/1/fused", "runs/2/fused"], "fused: the name of two folders"), (["x=runs/1/fused", "x=runs/2/fused"], "x: the name of two folders"),
+                        (["=runs/1/fused"], "neither may be empty"), (["x="], "neither may be empty"), (["x=nowhere"], "nowhere: no such folder")):
+        code, out, err = run(capsys, "evaluate", *words, "--a", "A", "--b", "B")
+        assert code == 2 and says in err and err.count("\n") == 1
+    code, _, err = run(capsys, "evaluate", "x=A", "--a", "A", "--b", "B", "-o", "A")
+    assert code == 2 and "holds images that are scored" in err
+
+
 def test_only_the_test_list_is_the_papers_test_set(tmp_path, capsys):
     "Two of three pairs, whatever the list is called, are not the whole of Lytro; a pair that is not in test.txt is none of it."
     folder = tmp_path / "Image" / "MFF" / "Lytro"
