@@ -40,7 +40,7 @@ setup(
     keywords=settings["keywords"],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["film", "film.*"]),
-    package_data={"film": ["weights/*", "weights/*/*", "stages/*"]},
+    package_data={"film": ["py.typed", "weights/*", *(f"weights/*/{name}" for name in ("config.json", "model.safetensors", "settings.json", "README.md")), "stages/*"]},  # logs and histories stay in the repository
     # optional: without a C++ compiler nothing is built and film.fast uses torch
     ext_modules=[Extension("film._native", ["csrc/film.cpp", "csrc/kernels.cpp", "csrc/gradients.cpp"], depends=["csrc/film.h", "csrc/vectors.h"], language="c++", optional=True)],
     cmdclass={"build_ext": BuildKernels},

@@ -1,5 +1,7 @@
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING
+
 # Public names are loaded on first use, so that `import film` and `film --help` do not wait for torch.
 _PUBLIC = {
     "TASKS": "film.core", "FilmError": "film.core",
@@ -7,6 +9,16 @@ _PUBLIC = {
     "widgets": "film.widgets",
 }
 __all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:
+    from . import widgets
+    from .core import TASKS, FilmError
+    from .encoding import encode
+    from .evaluation import metrics
+    from .fusion import fuse, load
+    from .network import Film
+    from .text import describe
+    from .widgets import explore
 
 
 def __getattr__(name):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .core import FilmError, Task, atomic_write, check_folder, get_task, read_image
+from .core import FilmError, Task, atomic_write, check_folder, get_task, memory_for, read_image
 from .data import data_root, find_pairs, misnamed
 from .encoding import TextEncoder, check_texts, get_encoder, read_features, write_features
 from .text import ComponentError, Description, Mask, Region, describe, get_component, rle_to_mask
@@ -116,7 +116,8 @@ def run_jobs(
                 running[pool.submit(job)] = label
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 label = running.pop(future)
-                try: outcome = future.result()
+                try:
+                    with memory_for(): outcome = future.result()
                 except ComponentError as error: summary.stopped = summary.stopped or str(error)
                 except FilmError as error: summary.failed[label] = str(error)
                 else: setattr(summary, outcome, getattr(summary, outcome) + 1)

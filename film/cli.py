@@ -14,7 +14,7 @@ import argparse, json, os, re, sys, warnings
 from pathlib import Path
 
 from . import __version__
-from .core import EIGHT_BITS, IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_folder, contact_sheet, is_colour, pip_install, read_image, warn_in_a_line, write_image
+from .core import EIGHT_BITS, IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_folder, checksum, contact_sheet, is_colour, listed_checksums, no_memory, pip_install, read_image, warn_in_a_line, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_task(p: argparse.ArgumentParser, words: str = "what is fused", **options):
@@ -56,7 +56,8 @@ def add_fuse(p: argparse.ArgumentParser):
     p.add_argument("--compile", action="store_true", help="through torch.compile, which takes a minute the first time")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="many pairs: processes that share the threads (default: 1)")
     p.add_argument("--method", default="film", help="film, or a classical rule to compare with: average, maximum, laplacian, ... (default: film)")
-    p.add_argument("--stretch", action="store_true", help="first map the 0.1 to 99.9 percentile span of each 16-bit image to the full range, as raw 12- and 14-bit data need; absolute brightness is lost")
+    p.add_argument("--stretch", action="store_true", help="first map the 0.1 to 99.9 percentile span of each 16-bit image to the full range, as raw 12- and 14-bit data need (and of temperatures or other floats outside 0 to 1); absolute brightness is lost")
+    p.add_argument("--keep-range", action="store_true", help="leave brightness as the network gives it, steady from frame to frame of a video (default: stretched to the full range in each image, as the released code does)")
     p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="a channel of the result; 16 for PNG, TIFF, PGM and PPM (default: 8)")
     p.add_argument("--gray", action="store_true", help="write luma only, as the released code does and as the paper's tables are measured")
     p.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
@@ -73,7 +74,7 @@ def run_fuse(args) -> int:
     if args.text and args.text_features: raise FilmError("give --text or --text-features, not both")
     if args.dataset and args.a: raise FilmError("give two images or folders, or --dataset, not both")
     if not args.dataset: refuse(args, "add --dataset, or leave out {}", data=None, split=None)
-    if args.method != "film": refuse(args, f"--method {args.method} needs no network: leave out {{}}", text=None, text_features=None, weights=None, plain=False, backend=None, dtype=None, compile=False, device=None)
+    if args.method != "film": refuse(args, f"--method {args.method} needs no network: leave out {{}}", text=None, text_features=None, weights=None, plain=False, backend=None, dtype=None, compile=False, device=None, keep_range=False)
     if args.dataset: pairs = find_pairs(args.data, args.task, args.dataset, args.split)
     elif not args.a or not args.b: raise FilmError("give two images, two folders, or --dataset")
     else:
@@ -83,7 +84,7 @@ def run_fuse(args) -> int:
         pairs = pair_folders(args.a, args.b) if args.a.is_dir() else None
         if pairs == []: raise FilmError(f"{args.a} and {args.b}: no images of a kind that is read in folders ({', '.join(sorted(IMAGE_EXTENSIONS))})")
     keep_memory()
-    options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory, stretch=args.stretch, bits=args.bits)
+    options = dict(task=args.task, method=args.method, device=args.device, colour=not args.gray, max_memory=args.max_memory, keep_range=args.keep_range, stretch=args.stretch, bits=args.bits)
     for name in FORM:
         if getattr(args, name): options[name] = getattr(args, name)
     if pairs is None:
@@ -120,6 +121,7 @@ def add_evaluate(p: argparse.ArgumentParser):
     p.add_argument("-o", "--out", type=Path, metavar="OUT", help="folder for scores.csv, tables and pictures (with --paper alone: outputs/paper)")
     p.add_argument("--device", help="with --paper alone: cpu, cuda, ... (default: cuda where there is one)")
     p.add_argument("--workers", type=int, help="images at a time (default: one a core)")
+    p.add_argument("--stretch", action="store_true", help="the sources are raw data that were fused with --stretch")
 
 # %% ../nbs/09_cli.ipynb #36df1fbf
 def named_folders(
@@ -141,7 +143,7 @@ def run_evaluate(args) -> int:
     from film.evaluation import evaluate_folders, paper_table, to_markdown, write_report
     if args.dataset and (args.a or args.b): raise FilmError("name the sources once: --a and --b, or --dataset")
     if args.paper and not args.fused:
-        refuse(args, "without a folder of fused images --paper scores whole test sets in the paper's metrics: leave out {}, or name a folder", a=None, b=None, task="ivf", split="test", metrics="paper", workers=None)
+        refuse(args, "without a folder of fused images --paper scores whole test sets in the paper's metrics: leave out {}, or name a folder", a=None, b=None, task="ivf", split="test", metrics="paper", workers=None, stretch=False)
         from film.fast import keep_memory
         from film.reproduction import artefact_table, reproduce, reproduction_table
         keep_memory()
@@ -159,7 +161,7 @@ def run_evaluate(args) -> int:
         if args.out.resolve() in {folder.resolve() for folder in (*folders.values(), *(path.parent for pair in pairs for path in (pair.a, pair.b)))}: raise FilmError(f"{args.out}: holds images that are scored; choose another folder for tables and pictures")
         check_folder(args.out, keep=False)
     listed = [pair.name for pair in find_pairs(args.data, args.task, args.dataset, "test")] if args.paper and (pairs[0].a.parents[1] / "test.txt").is_file() else None
-    evaluation = evaluate_folders(folders, pairs, args.metrics, args.workers)
+    evaluation = evaluate_folders(folders, pairs, args.metrics, args.workers, args.stretch)
     print(paper_table(evaluation, args.dataset, listed) if args.paper else to_markdown(evaluation))
     for problem in evaluation.problems: print(problem.message, file=sys.stderr)
     if args.out:
@@ -500,7 +502,6 @@ def info() -> dict:
     import torch
     from film.fast import backend
     from film.fusion import choose_device
-    from film.reproduction import checksum, listed_checksums
     listed = listed_checksums()
     def installed(name):
         try: return version(name)
@@ -586,9 +587,8 @@ def main(
     except FilmError as e: message = str(e)
     except OSError as e: message = f"{e.filename}: {e.strerror}" if e.filename and e.strerror else f"{type(e).__name__}: {e}"
     except KeyboardInterrupt: message = "interrupted"
-    except MemoryError: message = "not enough memory; make the images smaller"
-    except RuntimeError as e:
-        if "out of memory" not in str(e) and "can't allocate memory" not in str(e): raise
+    except Exception as e:
+        if not no_memory(e): raise
         message = "not enough memory; make the images smaller, or use --device cpu"
     print(f"film: {message}", file=sys.stderr)
     return 130 if message == "interrupted" else 2

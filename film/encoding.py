@@ -8,7 +8,7 @@ __all__ = ['QFORMER', 'AUTHORS_ENCODER', 'ENCODERS', 'ENCODER_IDS', 'TextEncoder
            'pair_features', 'write_features', 'read_features']
 
 # %% ../nbs/02_blip2_encoding.ipynb #4ba249c2
-import json, os, re, warnings
+import json, os, re, threading, warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -165,6 +165,7 @@ ENCODERS = {
 }
 ENCODER_IDS = {"all-MiniLM-L6-v2": "minilm", AUTHORS_ENCODER: "blip2"}  # the id that feature files and checkpoints record -> the name it is loaded by
 _loaded: dict[tuple, tuple[tuple, TextEncoder]] = {}  # with the state of the folder
+_loading = threading.Lock()  # the first of several threads loads, the others wait; transformers cannot be imported by two at once either
 
 def get_encoder(
     name: str = "minilm",      # one of ENCODERS, perhaps with ':' and a folder or hub id, or the id that a feature file or checkpoint records
@@ -176,8 +177,9 @@ def get_encoder(
     if name not in ENCODERS: raise FilmError(f"unknown text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
     if name == "constant" and model: raise FilmError(f"{name} has no model to choose: leave out ':{model}'")
     key, stamp = (name, str(device or "cpu"), folder), _stamp(folder)
-    if key not in _loaded or _loaded[key][0] != stamp: _loaded[key] = stamp, ENCODERS[name](device, folder)
-    encoder = _loaded[key][1]
+    with _loading:
+        if key not in _loaded or _loaded[key][0] != stamp: _loaded[key] = stamp, ENCODERS[name](device, folder)
+        encoder = _loaded[key][1]
     if made_by and not encoder.name.endswith(made_by): raise FilmError(f"{folder}: this text encoder is not the one that was used ({made_by[1:]}); put that one there, or encode and train again")
     return encoder
 

@@ -25,16 +25,22 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from .core import FilmError, as_image, atomic_write, contact_sheet, is_colour, read_image, to_gray, write_image
+from .core import FilmError, as_image, atomic_write, contact_sheet, is_colour, memory_for, narrow, read_image, to_gray, write_image
 from .data import Pair, list_images, misnamed
+from .fusion import stretched
 
 # %% ../nbs/08_evaluation.ipynb #7cba4622
 def gray_levels(
     image: str | os.PathLike | np.ndarray, # a path or an array that `film.core.check_image` accepts
     name: str = "image",                   # how to call it in an error message
+    stretch: bool = False,                 # as `film.fuse` does with raw data
 ) -> np.ndarray:                           # (H, W) float64 in 0..255
     "The image's luma on the scale 0..255; a value within 1e-4 of a whole number is that number."
-    levels = to_gray(as_image(image, name)).astype(np.float64) * 255
+    levels = as_image(image, name, stretch)
+    if stretch: levels = stretched(levels)
+    elif said := narrow(levels):
+        warnings.warn(f"{image if isinstance(image, (str, os.PathLike)) else name}: {said} and are scored as nearly one gray: stretch=True (--stretch) maps them to all of it, as for fusing", stacklevel=2)
+    levels = to_gray(levels).astype(np.float64) * 255
     whole = np.rint(levels)
     return np.where(np.abs(levels - whole) < 1e-4, whole, levels)
 
@@ -596,12 +602,13 @@ def metrics(
     a: str | os.PathLike | np.ndarray,     # source A, the same size
     b: str | os.PathLike | np.ndarray,     # source B, the same size
     names: str | list[str] | tuple[str, ...] = PAPER_METRICS, # see `get_metrics`
+    stretch: bool = False,                 # True where the sources are raw data that were fused with `stretch`
 ) -> dict[str, float]:                     # metric name -> value
     """The metrics of one fused image; of colour images the luma is used.
 
     `FilmError` for images that `film.core.check_image` refuses (NaN among them) and where sizes differ."""
     chosen = get_metrics(names)
-    return _score(chosen, *(gray_levels(image, name) for image, name in ((fused, "fused image"), (a, "image A"), (b, "image B"))))
+    return _score(chosen, gray_levels(fused, "fused image"), gray_levels(a, "image A", stretch), gray_levels(b, "image B", stretch))
 
 def _score(chosen, fused, a, b):
     _arrays(fused, a, b)
@@ -771,6 +778,7 @@ def evaluate_folders(
     pairs: list[Pair],                                          # the sources, from `film.data.pair_folders` or `find_pairs`
     names: str | list[str] | tuple[str, ...] = PAPER_METRICS,   # see `get_metrics`
     workers: int | None = None,                                 # images at a time; None: one a core
+    stretch: bool = False,                                      # see `metrics`
 ) -> Evaluation:
     """Scores every fused image against its pair, in parallel, with a progress bar.
 
@@ -789,8 +797,7 @@ def evaluate_folders(
         try:
             for path in (pair.a, pair.b):
                 if path in names_wrong: raise FilmError(names_wrong[path])
-            a, b = gray_levels(pair.a), gray_levels(pair.b)
-            _arrays(a, b)
+            with memory_for(): a, b = gray_levels(pair.a, stretch=stretch), gray_levels(pair.b, stretch=stretch); _arrays(a, b)
         except FilmError as e: return [Problem("source", "", pair.name, f"{pair.name}: {e}")], {}
         for method, listing in listings.items():
             files = listing.get(pair.name, [])
@@ -798,13 +805,14 @@ def evaluate_folders(
                 kind, message = ("ambiguous", f"several images in {folders[method]}: {', '.join(p.name for p in files)}") if files else ("missing", f"no fused image in {folders[method]}")
                 problems.append(Problem(kind, method, pair.name, f"{pair.name}: {message}"))
                 continue
-            try: image = read_image(files[0]); f = gray_levels(image)
+            try:
+                with memory_for(files[0]):
+                    image = read_image(files[0]); f = gray_levels(image, files[0])
+                    if f.shape == a.shape: scores[method] = files[0], is_colour(image), _score(chosen, f, a, b)
             except FilmError as e: problems.append(Problem("unreadable", method, pair.name, f"{pair.name}: {e}")); continue
             if f.shape != a.shape:
                 message = f"{pair.name}: {files[0]} is {f.shape[1]}x{f.shape[0]}, its sources are {a.shape[1]}x{a.shape[0]}"
                 problems.append(Problem("size", method, pair.name, message))
-                continue
-            scores[method] = files[0], is_colour(image), _score(chosen, f, a, b)
         return problems, scores
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # OpenCV and NumPy let go of the interpreter lock
@@ -925,7 +933,7 @@ def to_json(
         "images": evaluation.common(), **interval, "note": _note(evaluation, "low to high is the 95 % confidence interval (Student)"),
         "metrics": {name: {"title": METRICS[name].title, "better": METRICS[name].direction} for name in evaluation.metrics},
         "methods": [{"method": row.method, "mean_rank": row.mean_rank,
-                     "scores": {name: {"mean": row.mean[name], **({"low": row.low[name], "high": row.high[name]} if interval else {}), "rank": row.rank[name], "close": name in row.close} for name in evaluation.metrics}}
+                     "scores": {name: {"mean": row.mean[name], **({"low": row.low[name], "high": row.high[name]} if interval else {}), "rank": row.rank[name], **({"close": name in row.close} if interval else {})} for name in evaluation.metrics}}
                     for row in leaderboard(evaluation)],
         "problems": [vars(problem) for problem in evaluation.problems]}, indent=1)
 

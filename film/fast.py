@@ -10,7 +10,7 @@ __all__ = ['PART', 'TORCH_BYTES', 'STRIP_BYTES', 'keep_memory', 'text_gate', 'fo
            'differentiable_guide', 'forward_differentiable', 'torch_memory', 'forward']
 
 # %% ../nbs/04b_fast_path.ipynb #877b54c9
-import ctypes, functools, math, platform, threading
+import ctypes, functools, math, os, platform, threading
 from importlib.util import find_spec
 from typing import Callable
 
@@ -31,6 +31,9 @@ def keep_memory() -> bool:  # whether the allocator took the setting (glibc only
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+# %% ../nbs/04b_fast_path.ipynb #8b501e67
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 # %% ../nbs/04b_fast_path.ipynb #1d13b790
 def text_gate(

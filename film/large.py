@@ -108,16 +108,17 @@ def by_strips(
 def read_large(
     path: str | os.PathLike, # as in `film.core.read_image`
     room: Room,
+    any_range: bool = False, # see `film.core.check_image`
 ) -> np.ndarray:             # (H, W) or (H, W, 3) RGB, uint8, uint16 or float32
     "What `film.core.read_image` returns, in an array of the room; TIFF strip by strip if the room has a limit."
-    if room.limit is None: return read_image(path)
+    if room.limit is None: return read_image(path, any_range)
     image = None
     if Path(path).suffix.lower() in (".tif", ".tiff") and Path(path).is_file():
         try:
             with quiet_decoders(): image = _read_segments(path, room)
         except FilmError: raise
         except Exception: pass  # tifffile raises many kinds where a file is damaged or of a kind it cannot decode: OpenCV may, or says what is wrong
-    return room.keep(read_image(path)) if image is None else check_image(image, str(path))
+    return room.keep(read_image(path, any_range)) if image is None else check_image(image, str(path), any_range)
 
 
 def _read_segments(path: str | os.PathLike, room: Room) -> np.ndarray | None:

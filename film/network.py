@@ -7,13 +7,13 @@ __all__ = ['HEADS', 'TOKEN_WIDTH', 'LayerNorm', 'ChannelAttention', 'GatedFeedFo
            'CrossAttention', 'TextGuidedStage', 'TextProcess', 'Film']
 
 # %% ../nbs/04_fusion_network.ipynb #69f68121
-import io, os
-from contextlib import redirect_stdout
+import json, os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .core import FilmError
@@ -269,7 +269,11 @@ class Film(nn.Module, PyTorchModelHubMixin, license="apache-2.0", tags=["image-f
             if path.is_dir() and not (path / "model.safetensors").is_file(): raise FilmError(f"{path}: holds no model.safetensors")
             if not path.is_dir() and (path.suffix in (".pt", ".pth", ".ckpt", ".safetensors") or not may_be_hub_id(weights)): raise FilmError(f"{weights}: no such weights (a folder, a .pth file or a hub id 'owner/name')")
             try:
-                with redirect_stdout(io.StringIO()): model = cls.from_pretrained(str(path if path.is_dir() else weights), strict=True)  # the hub library prints on standard output
+                if path.is_dir():
+                    config = path / "config.json"
+                    model = cls(**(json.loads(config.read_text()) if config.is_file() else {}))
+                    model.load_state_dict(load_file(path / "model.safetensors"))
+                else: model = cls.from_pretrained(str(weights), strict=True)
             except Exception as e:  # hub, safetensors and torch each raise their own, a wrong grid FilmError
                 raise FilmError(f"{weights}: weights cannot be loaded ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from None
         bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]

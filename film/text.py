@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['HUES', 'MEASURED_SIDE', 'REGION_SIDE', 'MOST_REGIONS', 'PLACES', 'SUBJECTS', 'IRREGULAR', 'SURE', 'NUMBERS',
-           'MOST_WORDS', 'COMPONENTS', 'OPTIONAL', 'Measurements', 'blur_effect', 'hue_name', 'measure', 'Region',
-           'region_facts', 'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions', 'Description',
-           'light_word', 'contrast_word', 'blur_word', 'place_word', 'with_article', 'plural', 'region_phrase',
-           'measured_caption', 'write_paragraph', 'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer', 'LightRegions',
-           'MeasuredCaptioner', 'MeasuredWriter', 'ComponentError', 'quietly', 'check_device', 'may_be_hub_id',
-           'model_files', 'get_component', 'measure_in_masks', 'describe']
+           'MOST_WORDS', 'COMPONENTS', 'OPTIONAL', 'DESCRIBED_SIDE', 'Measurements', 'blur_effect', 'hue_name',
+           'measure', 'Region', 'region_facts', 'light_regions', 'Mask', 'mask_to_rle', 'rle_to_mask', 'draw_regions',
+           'Description', 'light_word', 'contrast_word', 'blur_word', 'place_word', 'with_article', 'plural',
+           'region_phrase', 'measured_caption', 'write_paragraph', 'DenseCaptioner', 'Segmenter', 'Captioner', 'Writer',
+           'LightRegions', 'MeasuredCaptioner', 'MeasuredWriter', 'ComponentError', 'quietly', 'check_device',
+           'may_be_hub_id', 'model_files', 'get_component', 'measure_in_masks', 'describe', 'automatic_text']
 
 # %% ../nbs/01_text_generation.ipynb #e41a2c20
-import re, zlib
+import os, re, warnings, zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -24,7 +24,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from .core import FilmError, Task, as_image, get_task, is_colour, jpeg_bytes, reduced, to_float, to_gray, to_uint8_rgb
+from .core import MIN_SIDE, FilmError, Task, as_image, for_all_threads, get_task, is_colour, jpeg_bytes, narrow, reduced, to_float, to_gray, to_uint8_rgb
 
 # %% ../nbs/01_text_generation.ipynb #981964cf
 @dataclass(frozen=True)
@@ -301,9 +301,11 @@ def with_article(
     phrase: str, # that a or an shall stand before
 ) -> str:
     "'a wide area', 'an orange area', 'an MRI scan'."
-    return f"{'an' if phrase[0].lower() in 'aeiou' or phrase.startswith('MRI') else 'a'} {phrase}"
+    vowel = re.match(r"(?!(?i:uni[cfqtv]|us[eu]|uten|europ|one\b))(?i:[aeiou]|hour|honest)|MRI", phrase)
+    return f"{'an' if vowel else 'a'} {phrase}"
 
-IRREGULAR = {"person": "people", "people": "people", "man": "men", "woman": "women", "child": "children", "bus": "buses", "sheep": "sheep", "knife": "knives", "broccoli": "broccoli", "mouse": "mice"}
+IRREGULAR = {"person": "people", "people": "people", "man": "men", "woman": "women", "child": "children", "bus": "buses", "sheep": "sheep", "knife": "knives", "broccoli": "broccoli", "mouse": "mice",
+             "foot": "feet", "tooth": "teeth", "goose": "geese", "leaf": "leaves", "shelf": "shelves", "loaf": "loaves", "wolf": "wolves", "calf": "calves", "scarf": "scarves", "deer": "deer", "fish": "fish", "aircraft": "aircraft"}
 
 def plural(
     label: str, # of one thing
@@ -311,7 +313,7 @@ def plural(
     "'cars', 'people', 'bright areas', 'men wearing hats'."
     thing, rest = re.fullmatch(r"(?s)(.*?)((?: (?:with|without|wearing|in|on|of|at|near|next|holding|sitting|standing|riding|driving|walking|parked)\b.*)?)", label).groups()
     *before, last = thing.split(" ")
-    many = IRREGULAR.get(last) or f"{last}es" * last.endswith(("ss", "x", "ch", "sh")) or last + "s" * (not last.endswith("s"))
+    many = IRREGULAR.get(last) or f"{last}es" * last.endswith(("ss", "x", "ch", "sh")) or re.sub("y$", "ies", last) * bool(re.search("[^aeiou]y$", last)) or last + "s" * (not last.endswith("s"))
     return " ".join([*before, many]) + rest
 
 # %% ../nbs/01_text_generation.ipynb #2cbf2b15
@@ -473,6 +475,7 @@ class ComponentError(FilmError):
     "A component will not serve the next image either; a run over many stops, keeps what it has, and can be resumed."
 
 # %% ../nbs/01_text_generation.ipynb #0459e206
+@for_all_threads
 @contextmanager
 def quietly():
     "While it lasts, transformers shows no progress bars, and neither it nor the hub's library any notes. Downloads, which are gigabytes, keep their bars."
@@ -482,10 +485,9 @@ def quietly():
     level, hub_level, bars = logging.get_verbosity(), hub.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error(); hub.set_verbosity_error(); logging.disable_progress_bar()  # the downloads' as well
     if downloads: enable_progress_bars()
-    try: yield
-    finally:
-        logging.set_verbosity(level); hub.set_verbosity(hub_level)
-        if bars: logging.enable_progress_bar()
+    yield
+    logging.set_verbosity(level); hub.set_verbosity(hub_level)
+    if bars: logging.enable_progress_bar()
 
 # %% ../nbs/01_text_generation.ipynb #d942640e
 def check_device(
@@ -567,9 +569,10 @@ def measure_in_masks(
     description: Description, # its regions' facts are replaced
 ):
     "Measures every region again in the mask of the same label that fills its box best, if one covers at least a tenth of it."
+    whole = [mask.pixels.sum() for mask in description.masks]
     for region in description.regions:
         x1, y1, x2, y2 = region.box
-        inside = {index: mask.pixels[y1:y2, x1:x2].mean() - (mask.pixels.sum() - mask.pixels[y1:y2, x1:x2].sum()) / mask.pixels.size
+        inside = {index: mask.pixels[y1:y2, x1:x2].mean() - (whole[index] - mask.pixels[y1:y2, x1:x2].sum()) / mask.pixels.size
                   for index, mask in enumerate(description.masks) if mask.label == region.label}
         best = max(inside, key=inside.get, default=None)
         if best is not None and inside[best] >= 0.1:
@@ -593,7 +596,8 @@ def describe(
     if modality is None: modality = task.modalities[0]
     if str(modality).upper() not in task.modalities:
         raise FilmError(f"unknown modality {modality!r} for task {task.name}: choose {' or '.join(task.modalities)}")
-    image = as_image(image, name)
+    read, image = isinstance(image, (str, os.PathLike)), as_image(image, name)
+    if read and (said := narrow(image)): warnings.warn(f"{name}: {said} and are described as nearly one gray: map them to all of it first (film.fusion.stretched)", stacklevel=2)
     d = Description(name, task.name, modality.upper(), image.shape[1::-1], measure(image), image=image)
     for role, choice, method, part in (("dense", dense, "regions", "regions"), ("segmenter", segmenter, "masks", "masks"),
                                        ("captioner", captioner, "caption", "caption"), ("writer", writer, "write", "paragraph")):
@@ -603,3 +607,18 @@ def describe(
         d.made_by[role] = component.name
         if role == "segmenter": measure_in_masks(d)
     return d
+
+# %% ../nbs/01_text_generation.ipynb #928b2c20
+DESCRIBED_SIDE = 2048 # pixels: the longer side of what is looked at
+
+def automatic_text(
+    image: np.ndarray, # (H, W) or (H, W, 3), as `film.core.as_image` returns it
+    task: Task,
+    modality: str,     # one of the task's two
+) -> str:
+    "The paragraph that guides a fusion where nobody gives one: that of `describe`. A large image is looked at in a smaller copy; size and places are said of the image itself."
+    small = reduced(image, DESCRIBED_SIDE, MIN_SIDE)
+    d = describe(small, task=task, modality=modality, writer=None)
+    d.size, larger = image.shape[1::-1], np.divide(image.shape[1::-1], small.shape[1::-1])
+    for region in d.regions: region.box = tuple(np.rint(np.multiply(region.box, [*larger, *larger])).astype(int).tolist())
+    return get_component("writer", "measured").write(d)

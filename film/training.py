@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TrainSettings', 'make_settings', 'check_precision', 'learning_rate', 'pass_through', 'training_pairs',
            'held_out', 'text_features', 'Run', 'stop_on_signal', 'deterministic', 'LossModule', 'batches_of_epoch',
-           'one_line', 'fuse_item', 'validate', 'parameter_groups', 'start_weights', 'go_on_from', 'save_weights',
-           'Source', 'train']
+           'one_line', 'fuse_item', 'validate', 'parameter_groups', 'Record', 'start_weights', 'go_on_from',
+           'initial_network', 'save_weights', 'Source', 'train']
 
 # %% ../nbs/06_training.ipynb #dbbba287
 import copy, json, math, shutil, signal, sys, tempfile, threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from . import __version__, fast
-from .core import WEIGHTS_FOLDER, FilmError, atomic_write, contact_sheet, get_task, lock_folder, pip_install, write_image
+from .core import WEIGHTS_FOLDER, FilmError, atomic_write, contact_sheet, get_task, lock_folder, pip_install, read_image, write_image
 from .data import FusionDataset, Pair, check_darkening, check_pairs, collate, files_digest, find_pairs, pairs_digest
 from .encoding import encode, get_encoder, pair_features, read_features, write_features
 from .losses import LossSettings, fusion_loss, setting
 from .network import Film
-from .text import describe
+from .text import automatic_text
 
 # %% ../nbs/06_training.ipynb #1f87bb80
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def text_features(
     for pair in tqdm(pairs, desc="texts", disable=None, leave=False):
         path, images = pair.text or Path(folder) / f"{pair.name}.npy", "" if pair.text else files_digest((pair.a, pair.b))
         if not path.is_file() or images and read_features(path)[1].get("images", images) != images:  # older runs noted no images
-            texts = [describe(image, task=task.name, modality=modality).paragraph for image, modality in zip((pair.a, pair.b), task.modalities)]
+            texts = [automatic_text(read_image(image), task, modality) for image, modality in zip((pair.a, pair.b), task.modalities)]
             write_features(path, pair_features(*texts, encoder), get_encoder(encoder).name, texts=texts, images=images)
         feature, facts = read_features(path, encoder=made_by)  # refuses a second encoder
         features[pair.name], made_by = feature[0], facts["encoder"]
@@ -190,7 +190,13 @@ class Run:
         self.folder, self.settings = Path(folder), settings
         self.settings_file, self.checkpoint, self.log_file = (self.folder / name for name in ("settings.json", "checkpoint.pt", "log.jsonl"))
         self.begun_with()  # where another's files are, nothing is written
-        if alone: self.lock = lock_folder(self.folder, "training")  # not for the second process of one run
+        self.lock = lock_folder(self.folder, "training") if alone else None  # not for the second process of one run
+        try: self._begin(resume)
+        except BaseException: self.__exit__(); raise
+
+    def _begin(self, resume):
+        "Writes the settings; `FilmError` where a run is there that these do not go on with."
+        folder, settings = self.folder, self.settings
         found, wanted = self.begun_with(), json.loads(json.dumps(asdict(settings)))
         begun = self.checkpoint.exists() or self.log_file.exists()
         if not resume and begun: raise FilmError(f"{folder}: holds a training run already; continue it with --resume or choose another folder")
@@ -239,6 +245,11 @@ class Run:
         except (OSError, ValueError, TypeError, LookupError): pass  # a new run
         if not kept or kept[-1] | dict(step=step) != dict(step=step) | now:
             with atomic_write(file) as temporary: temporary.write_text(json.dumps([*kept, dict(step=step) | now], indent=1) + "\n")
+
+    def __enter__(self): return self
+
+    def __exit__(self, *_):
+        if self.lock: self.lock.close()
 
     def log(self, **values):
         with self.log_file.open("a") as file: file.write(json.dumps(values) + "\n")
@@ -338,6 +349,41 @@ def parameter_groups(
     of_text = {name: any(layer in name for layer in text_layers) for name, _ in film.named_parameters()}
     return [dict(params=[p for name, p in film.named_parameters() if of_text[name] == text], factor=factor) for text, factor in ((False, 1.0), (True, text_lr))]
 
+# %% ../nbs/06_training.ipynb #e03fb5dd
+class Record:
+    "What a run tells while it goes on: log, TensorBoard, pictures and a progress bar."
+    def __init__(self, run: Run, shown: dict, recent: list, start: int, total: int, log_every: int, picture_every: int):
+        from torch.utils.tensorboard import SummaryWriter
+        self.run, self.shown, self.recent, self.total = run, shown, recent, total  # the sample of the pictures; terms of the loss since the last line of the log
+        self.log_every, self.picture_every = log_every, picture_every
+        self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=start + 1)
+        self.bar = tqdm(total=total, initial=start, desc=f"training {run.settings.task}", disable=None)
+        if self.bar.disable: print(f"losses: {run.log_file}, pictures beside it", file=sys.stderr)  # where no progress bar says that it goes on
+        run.log_file.touch()  # from here on the folder is this run's
+
+    def step(self, film: Film, terms: dict[str, Tensor], step: int, epoch: int, lr: float):
+        "A step is done: the bar, and a line of the log and a picture where they are due."
+        self.recent.append({name: value.item() for name, value in terms.items()})
+        self.bar.update(); self.bar.set_postfix({name: f"{value:.3f}" for name, value in self.recent[-1].items()})
+        if step % self.log_every == 0:
+            means = {name: float(np.mean([r[name] for r in self.recent])) for name in self.recent[0]}
+            self.run.log(step=step, epoch=epoch, lr=lr, **means)
+            for name, value in means.items(): self.writer.add_scalar(f"loss/{name}", value, step)
+            self.recent.clear()
+        if step % self.picture_every == 0 or step == self.total:
+            picture = contact_sheet([[self.shown["a"][0].numpy(), self.shown["b"][0].numpy(), fuse_item(film, self.shown)]], [["A", "B", f"fused, step {step}"]])
+            write_image(self.run.folder / "pictures" / f"step_{step:06d}.png", picture)
+            self.writer.add_image("fused", picture, step, dataformats="HWC")
+
+    def validation(self, loss: float, step: int, epoch: int):
+        "The mean loss of the held-out pairs."
+        self.run.log(step=step, epoch=epoch, validation=loss)
+        self.writer.add_scalar("loss/validation", loss, step)
+
+    def __enter__(self): return self
+
+    def __exit__(self, *_): self.bar.close(); self.writer.close()
+
 # %% ../nbs/06_training.ipynb #330fd933
 def start_weights(
     path: str,  # 'bundled', a folder as `save_pretrained` writes it, or a checkpoint file
@@ -359,6 +405,20 @@ def go_on_from(
     "Gives a network the weights found, in place. Where text tokens have another width, the layer that takes them in keeps its initial weights."
     new_text = film.text_process.state_dict(prefix="text_process.") if found.text_width != film.text_width else {}
     film.load_state_dict(found.state_dict() | new_text)
+
+# %% ../nbs/06_training.ipynb #e32a21b2
+def initial_network(
+    settings: TrainSettings, # of the run: start, grid, depth, seed
+    text_width: int,         # of the token features
+    text_encoder: str,       # id of the encoder that made them
+    found: Film | None,      # weights to go on from, of `start_weights`
+) -> Film:
+    "The network before the first step."
+    torch.manual_seed(settings.seed)
+    film = Film(text_width=text_width, grid=settings.grid, depth=settings.depth, text_encoder=text_encoder)
+    if settings.start == "pass-through": pass_through(film)
+    elif found: go_on_from(film, found)
+    return film
 
 # %% ../nbs/06_training.ipynb #262842c7
 def save_weights(
@@ -427,7 +487,7 @@ def train(
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils import tensorboard  # which `Record` writes
     except ImportError: raise FilmError(f"training needs more packages: {pip_install('train')}") from None
     for name, value, least in (("log_every", log_every, 1), ("picture_every", picture_every, 1), ("checkpoint_every", checkpoint_every, 1),
                                ("validate_every", validate_every, 1), ("stop_at", stop_at, 1), ("workers", workers, 0)):
@@ -448,94 +508,69 @@ def train(
     anew = settings.start in ("default", "pass-through") or (Path(out) / "checkpoint.pt").exists()  # a checkpoint has all of its weights
     begin = None if anew else start_weights(settings.start, settings.task, settings.depth)
     digest = source.digest()
-    with accelerator.main_process_first():  # it makes the folder and the features, the others find them
-        run = Run(out, settings, resume or not main, alone=main)
-        state = run.load() if main or resume else None
-        if state and state.get("data", digest) != digest: raise FilmError(f"{out}: the run was started on other images or texts; resume with the same or choose another folder")  # before its texts are made again
-        made_by = source.read_texts(run.folder / "texts")
-    everything = source.dataset()
-    data = source.dataset([i for i in range(len(source.names)) if i not in aside], settings.mode, crop=settings.crop, flips=settings.flips,
-                          darken=settings.darken, grain=settings.grain, max_tokens=settings.max_tokens, seed=settings.seed)
-    validation = source.dataset(aside) if aside else None
-    shown = (validation or everything)[0]
+    with ExitStack() as at_end:  # lock, log and progress bar are closed however it ends
+        with accelerator.main_process_first():  # it makes the folder and the features, the others find them
+            run = at_end.enter_context(Run(out, settings, resume or not main, alone=main))
+            state = run.load() if main or resume else None
+            if state and state.get("data", digest) != digest: raise FilmError(f"{out}: the run was started on other images or texts; resume with the same or choose another folder")  # before its texts are made again
+            made_by = source.read_texts(run.folder / "texts")
+        everything = source.dataset()
+        data = source.dataset([i for i in range(len(source.names)) if i not in aside], settings.mode, crop=settings.crop, flips=settings.flips,
+                              darken=settings.darken, grain=settings.grain, max_tokens=settings.max_tokens, seed=settings.seed)
+        validation = source.dataset(aside) if aside else None
 
-    torch.manual_seed(settings.seed)  # here, after anything that loads models of its own
-    film = Film(text_width=everything.text_width, grid=settings.grid, depth=settings.depth, text_encoder=made_by)
-    if settings.start == "pass-through": pass_through(film)
-    elif begin: go_on_from(film, begin)
-    optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
-    start, best = 0, None
-    if state: film.load_state_dict(state["model"]); start, best = state["step"], state.get("best")
-    module = LossModule(film, settings)
-    module, optimizer = accelerator.prepare(module, optimizer)
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler: accelerator.scaler.load_state_dict(state["scaler"])
+        film = initial_network(settings, everything.text_width, made_by, begin)
+        optimizer = torch.optim.Adam(parameter_groups(film, settings.text_lr), lr=settings.lr)
+        step, best, recent = (state["step"], state.get("best"), state.get("recent", [])) if state else (0, None, [])
+        if state: film.load_state_dict(state["model"])
+        module, optimizer = accelerator.prepare(LossModule(film, settings), optimizer)
+        if state:
+            optimizer.load_state_dict(state["optimizer"])
+            if accelerator.scaler: accelerator.scaler.load_state_dict(state["scaler"])
 
-    steps_per_epoch = len(data) // settings.batch_size // world
-    total = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
-    end = min(total, stop_at or math.inf)
-    step, recent = start, state.get("recent", []) if state else [] # terms of the loss since the last line of the log
-    def checkpoint(step):
-        run.save(dict(recent=recent, model=film.state_dict(), optimizer=optimizer.state_dict(), scaler=accelerator.scaler and accelerator.scaler.state_dict(),
-                      step=step, best=best, data=digest, text_encoder=made_by, grid=film.grid))
+        start, steps_per_epoch = step, len(data) // settings.batch_size // world
+        total = min(settings.epochs * steps_per_epoch, settings.max_steps or math.inf)
+        end = min(total, stop_at or math.inf)
+        record = None  # of the first process
+        if main: record = at_end.enter_context(Record(run, (validation or everything)[0], recent, start, total, log_every, picture_every)); run.note(start, accelerator.device, world)
+        def checkpoint():
+            run.save(dict(recent=recent, model=film.state_dict(), optimizer=optimizer.state_dict(), scaler=accelerator.scaler and accelerator.scaler.state_dict(),
+                          step=step, best=best, data=digest, text_encoder=made_by, grid=film.grid))
 
-    def report(step, epoch):
-        "A line of the log and a picture, where they are due."
-        if step % log_every == 0:
-            means = {name: float(np.mean([r[name] for r in recent])) for name in recent[0]}
-            run.log(step=step, epoch=epoch, lr=optimizer.param_groups[0]["lr"], **means)
-            for name, value in means.items(): writer.add_scalar(f"loss/{name}", value, step)
-            recent.clear()
-        if step % picture_every == 0 or step == total:
-            picture = contact_sheet([[shown["a"][0].numpy(), shown["b"][0].numpy(), fuse_item(film, shown)]], [["A", "B", f"fused, step {step}"]])
-            write_image(run.folder / "pictures" / f"step_{step:06d}.png", picture)
-            writer.add_image("fused", picture, step, dataformats="HWC")
-
-    writer = SummaryWriter(run.folder / "tensorboard", purge_step=start + 1) if main else None
-    bar = tqdm(total=total, initial=start, desc=f"training {settings.task}", disable=None if main else True)
-    if main and bar.disable: print(f"losses: {run.folder / 'log.jsonl'}, pictures beside it", file=sys.stderr)  # where no progress bar says that it goes on
-    if main: run.log_file.touch(); run.note(start, accelerator.device, world)  # from here on the folder is this run's
-    with stop_on_signal() as stopped, deterministic(accelerator.device):
-        for epoch in range(start // steps_per_epoch, settings.epochs):
-            data.set_epoch(epoch)
-            last = min((epoch + 1) * steps_per_epoch, total)  # step at which the epoch ends
-            batches = batches_of_epoch(len(data), settings.batch_size, settings.seed, epoch)[rank::world][:steps_per_epoch]
-            loader = DataLoader(data, batch_sampler=batches[step - epoch * steps_per_epoch:], collate_fn=collate, num_workers=workers)
-            for batch in one_line(loader):
+        with stop_on_signal() as stopped, deterministic(accelerator.device):
+            for epoch in range(start // steps_per_epoch, settings.epochs):
+                data.set_epoch(epoch)
+                last = min((epoch + 1) * steps_per_epoch, total)  # step at which the epoch ends
+                batches = batches_of_epoch(len(data), settings.batch_size, settings.seed, epoch)[rank::world][:steps_per_epoch]
+                loader = DataLoader(data, batch_sampler=batches[step - epoch * steps_per_epoch:], collate_fn=collate, num_workers=workers)
+                for batch in one_line(loader):
+                    if step >= end or stopped(): break
+                    for group in optimizer.param_groups: group["lr"] = group["factor"] * learning_rate(settings, step, steps_per_epoch, total)
+                    a, b, text = (batch[key].to(accelerator.device) for key in ("a", "b", "text"))
+                    mask = None if batch["text_mask"] is None else batch["text_mask"].to(accelerator.device)
+                    with accelerator.autocast(): terms = module(a, b, text, mask)
+                    if not torch.isfinite(terms["total"]):
+                        raise FilmError(f"the loss became {terms['total'].item()} at step {step} (epoch {epoch}) on {', '.join(batch['name'])}; "
+                                        f"look at these images, or lower the learning rate ({settings.lr:g}){f'; the last checkpoint is {run.checkpoint}' if run.checkpoint.exists() else ''}")
+                    optimizer.zero_grad()
+                    accelerator.backward(terms["total"])
+                    if settings.clip: accelerator.clip_grad_norm_(module.parameters(), settings.clip)
+                    optimizer.step()
+                    step += 1
+                    if not main: continue
+                    record.step(film, terms, step, epoch, optimizer.param_groups[0]["lr"])
+                    if step % checkpoint_every == 0 and step < last: checkpoint()
+                if step < last: break  # stopped
+                if main and validation and step > start and ((epoch + 1) % validate_every == 0 or step >= total):
+                    loss = validate(film, validation, settings)
+                    record.validation(loss, step, epoch)
+                    if best is None or loss < best["loss"]: best = dict(loss=loss, step=step, model=copy.deepcopy(film.state_dict()))
+                if main and step % checkpoint_every == 0: checkpoint()  # not before: it holds the best weights
                 if step >= end or stopped(): break
-                for group in optimizer.param_groups: group["lr"] = group["factor"] * learning_rate(settings, step, steps_per_epoch, total)
-                a, b, text = (batch[key].to(accelerator.device) for key in ("a", "b", "text"))
-                mask = None if batch["text_mask"] is None else batch["text_mask"].to(accelerator.device)
-                with accelerator.autocast(): terms = module(a, b, text, mask)
-                if not torch.isfinite(terms["total"]):
-                    raise FilmError(f"the loss became {terms['total'].item()} at step {step} (epoch {epoch}) on {', '.join(batch['name'])}; "
-                                    f"look at these images, or lower the learning rate ({settings.lr:g}){f'; the last checkpoint is {run.checkpoint}' if run.checkpoint.exists() else ''}")
-                optimizer.zero_grad()
-                accelerator.backward(terms["total"])
-                if settings.clip: accelerator.clip_grad_norm_(module.parameters(), settings.clip)
-                optimizer.step()
-                step += 1
-                recent.append({name: value.item() for name, value in terms.items()})
-                bar.update(); bar.set_postfix({name: f"{value:.3f}" for name, value in recent[-1].items()})
-                if not main: recent.clear(); continue
-                report(step, epoch)
-                if step % checkpoint_every == 0 and step < last: checkpoint(step)
-            if step < last: break  # stopped
-            if main and validation and step > start and ((epoch + 1) % validate_every == 0 or step >= total):
-                loss = validate(film, validation, settings)
-                run.log(step=step, epoch=epoch, validation=loss)
-                writer.add_scalar("loss/validation", loss, step)
-                if best is None or loss < best["loss"]: best = dict(loss=loss, step=step, model=copy.deepcopy(film.state_dict()))
-            if main and step % checkpoint_every == 0: checkpoint(step)  # not before: it holds the best weights
-            if step >= end or stopped(): break
-    bar.close()
-    if main:
-        writer.close()
-        checkpoint(step)
-    if step < total:
-        if main: print(f"stopped at step {step} of {total}; continue with --resume")
-        return None
-    if not main: return run.folder / "weights"
-    if best: film.load_state_dict(best["model"])
-    return save_weights(film, run.folder / "weights")
+        if main: checkpoint()
+        if step < total:
+            if main: record.bar.close(); print(f"stopped at step {step} of {total}; continue with --resume")
+            return None
+        if not main: return run.folder / "weights"
+        if best: film.load_state_dict(best["model"])
+        return save_weights(film, run.folder / "weights")

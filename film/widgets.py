@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 
 from .baselines import METHODS as RULES, methods_for
-from .core import MIN_SIDE, TASKS, FilmError, Task, contact_sheet, get_task, jpeg_bytes, pip_install, read_image, reduced, to_gray, to_uint8_rgb
+from .core import TASKS, FilmError, Task, contact_sheet, get_task, jpeg_bytes, no_memory, pip_install, read_image, reduced, to_gray, to_uint8_rgb
 from .data import data_root, find_pairs
 from .evaluation import METRICS, PAPER_METRICS, metrics
-from .fusion import DESCRIBED_SIDE, Prepared, finish, fuse_luma, load, load_weights, read_pair, text_tokens
+from .fusion import Prepared, finish, fuse_luma, get_network, read_pair, text_tokens
 from .large import Room
 from .network import Film
-from .text import describe
+from .text import automatic_text
 
 # %% ../nbs/09b_widgets.ipynb #1daea422
 DARKER, SAME, BRIGHTER = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # RGB; a diverging scale that colour-blind people can read
@@ -136,7 +136,7 @@ class Explorer:
         texts = []
         for image, modality, words in zip(images, self.task.modalities, self.task.words):
             self.report(f"describing the {words}")
-            texts.append(describe(reduced(image, DESCRIBED_SIDE, MIN_SIDE), task=self.task.name, modality=modality).paragraph)
+            texts.append(automatic_text(image, self.task, modality))
         self.name, self.images, self.texts, self.automatic, self.results, self.number, self.note = name, images, tuple(texts), tuple(texts), [], 0, _note(caught)
         if self.method not in self.methods(): self.method = "film"
 
@@ -160,11 +160,10 @@ class Explorer:
 
     def _model(self):
         "The network; what has to be read from a file or a hub is read once."
-        if isinstance(self.weights, Film): return self.weights
-        if not self.weights: return load(self.task.name, self.device)
+        if not isinstance(self.weights, (str, os.PathLike)): return get_network(self.task, self.weights, self.device)
         if self._loaded[0] != self.weights:
             self.report(f"loading {self.weights}")
-            self._loaded = self.weights, load_weights(self.weights, self.device)
+            self._loaded = self.weights, get_network(self.task, self.weights, self.device)
         return self._loaded[1]
 
     # ---- fusing
@@ -193,7 +192,7 @@ class Explorer:
         named = "" if method != "film" else "bundled" if not self.weights else "given" if isinstance(self.weights, Film) else str(self.weights)
         label = f"{method}, {words}{'' if named == 'bundled' else ', other weights'}" if method == "film" else method
         note = "; ".join(filter(None, (self.note, _note(caught))))
-        return Result(label, method, named, tuple(texts) if method == "film" else ("", ""), luma, fused, metrics(fused, a, b), seconds, note, model if named == "given" else None)
+        return Result(label, method, named, tuple(texts) if method == "film" else ("", ""), luma, fused, metrics(fused, a, b), seconds, note, self.weights if named == "given" else None)
 
     def _keep(self, result, place=None):
         self.number += 1
@@ -351,8 +350,9 @@ class Panel:
             action()
             self.show()
         except FilmError as e: self._failed(str(e))
-        except MemoryError: self._failed("not enough memory for this pair; make the images smaller")
-        except Exception as e: self._failed(f"this is a bug ({type(e).__name__}: {e})"); raise
+        except Exception as e:
+            if not no_memory(e): self._failed(f"this is a bug ({type(e).__name__}: {e})"); raise
+            self._failed("not enough memory for this pair; make the images smaller")
         finally:
             for control in self.controls: control.disabled = False
 

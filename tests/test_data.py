@@ -241,6 +241,33 @@ def test_the_cache_is_not_handed_out(root):
     assert all(torch.equal(dataset[0][k], v) for k, v in before.items())
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_packed_samples_are_read_once(root, cache, monkeypatch):
+    pytest.importorskip("h5py")
+    pack(root / "toy.h5", find_pairs(root, "ivf", "Toy"), "ivf")
+    dataset, read = FusionDataset(root / "toy.h5", "ivf", cache=cache), []
+    original = type(dataset.source)._read
+    monkeypatch.setattr(type(dataset.source), "_read", lambda self, name: read.append(name) or original(self, name))
+    assert same(dataset[0], dataset[0]) and same(dataset[1], dataset[1])
+    assert read == (["p0", "p1"] if cache else ["p0", "p0", "p1", "p1"])
+
+
+def test_names_are_compared_as_people_read_them(tmp_path):
+    "A Mac writes ü as u and two dots."
+    for side, name in (("A", "u\u0308ber"), ("B", "\u00fcber")): write_image(tmp_path / "Image" / "IVF" / "T" / {"A": "IR", "B": "VI"}[side] / f"{name}.png", np.zeros((20, 24), np.uint8))
+    folder = tmp_path / "Image" / "IVF" / "T"
+    (folder / "test.txt").write_text("u\u0308ber\n", encoding="utf-8")
+    for pairs in (pair_folders(folder / "IR", folder / "VI"), find_pairs(tmp_path, "ivf", "T", "test")): assert [pair.name for pair in check_pairs(pairs)] == ["\u00fcber"]
+
+
+@pytest.mark.parametrize("name", ["p1.avif", "p1.dcm", "p1.hdr"])
+def test_pictures_of_other_kinds_are_named(tmp_path, name):
+    write_image(tmp_path / "A" / "p1.png", np.zeros((20, 24), np.uint8))
+    (tmp_path / "B").mkdir()
+    (tmp_path / "B" / name).write_bytes(b"something")
+    with pytest.raises(FilmError, match=f"p1: {name} in .*B is of a kind that is not read in folders: save it as PNG"): check_pairs(pair_folders(tmp_path / "A", tmp_path / "B"))
+
+
 def test_wrong_settings_and_missing_texts_are_refused(root):
     pairs = find_pairs(root, "ivf", "Toy")
     for more, says in [(dict(mode="train"), "'paper', 'crop' or 'whole'"), (dict(crop=(8, 64)), "16 pixels"), (dict(max_tokens=0), "max_tokens"), (dict(seed=-1), "seed"),

@@ -540,7 +540,7 @@ def test_one_image_has_no_interval(folders):
     assert "pm" not in latex and latex.endswith("\n% 1 image.") and f"${one.scores['good']['p0']['EN']:.2f}$" in latex
     assert "confidence" not in data and data["methods"][0]["scores"]["EN"].keys() == {"mean", "rank"} and data["note"] == "1 image."
     several = json.loads(to_json(evaluate_folders(folders / "good", pairs_of(folders), "EN")))
-    assert several["confidence"] == 0.95 and several["methods"][0]["scores"]["EN"].keys() == {"mean", "low", "high", "rank"}
+    assert several["confidence"] == 0.95 and several["methods"][0]["scores"]["EN"].keys() == {"mean", "low", "high", "rank", "close"}
 
 
 def test_tables_say_whose_luma_is_scored(folders):

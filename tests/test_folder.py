@@ -5,8 +5,10 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -113,7 +115,7 @@ def test_reading_and_writing_overlap_within_bounds(folders, model, monkeypatch):
         count(-1)
         return finish(*args)
     for name, function in (("prepare", counted_prepare), ("fuse_lumas", slow_forward), ("finish", counted_finish)): monkeypatch.setattr(fusion, name, function)
-    pairs = [pair for pair in folders if pair.name != "p4"] * 4
+    pairs = [replace(pair, name=f"{pair.name}{k}") for k in range(4) for pair in folders if pair.name != "p4"]
     assert len(fuse_pairs(pairs, "out", weights=model, text=text).done) == 20
     assert seen == {threading.main_thread()} and 2 <= most <= 2 * fusion.AHEAD + 2 and under_way == 0
 
@@ -220,11 +222,39 @@ def test_what_is_wrong_for_all_is_said_once(folders, options, says):
 
 def test_a_pair_too_large_for_the_memory_is_that_pairs_line(tmp_path, monkeypatch):
     read = fusion.read_large
-    def short(path, room):
+    def short(path, room, any_range):
         if Path(path).stem == "b": raise MemoryError
-        return read(path, room)
+        return read(path, room, any_range)
     monkeypatch.setattr(fusion, "read_large", short)
     for side in "AB":
         for name in "abc": write_image(tmp_path / side / f"{name}.png", np.random.default_rng(0).integers(0, 256, (20, 24), np.uint8))
     summary = fuse_pairs(pair_folders(tmp_path / "A", tmp_path / "B"), tmp_path / "out", method="average")
     assert summary.done == ["a", "c"] and "b: not enough memory" in str(summary)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("OpenCV: error: (-4:Insufficient memory) Failed to allocate 9 bytes"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_rule_without_memory_for_a_pair_goes_on_with_the_others(tmp_path, monkeypatch, error):
+    for side in "AB":
+        for name, level in zip("abc", (10, 200, 30)): write_image(tmp_path / side / f"{name}.png", np.full((20, 24), level, np.uint8))
+    def short(a, b):
+        if a.max() > 0.5: raise error
+        return a
+    monkeypatch.setitem(fusion.METHODS, "average", short)
+    summary = fuse_pairs(pair_folders(tmp_path / "A", tmp_path / "B"), tmp_path / "out", method="average")
+    assert summary.done == ["a", "c"] and "b: average: not enough memory; make the images smaller" in str(summary)
+    fusion._job.update(method="average")
+    assert fusion._work("b", tmp_path / "A" / "b.png", tmp_path / "B" / "b.png", None, tmp_path / "x.png") == ("b", "not enough memory; make the images smaller")
+    fusion._job.clear()
+
+
+def test_what_is_resumed_is_a_picture(folders, model):
+    "An empty file, as a full disk leaves it elsewhere, and a folder of that name are none."
+    write_image("out/p0.png", read_image("a/p0.png"))
+    Path("out/p1.png").touch(), Path("out/p2.png").mkdir()
+    summary = fuse_pairs(folders, "out", weights=model, text=text, resume=True)
+    assert summary.skipped == ["p0"] and summary.done == ["p1", "p3", "p5"] and "p2.png: cannot be written" in summary.failed["p2"]
+
+
+def test_pairs_of_one_name_are_refused(folders):
+    with pytest.raises(FilmError, match="p0: the name of several pairs"): fuse_pairs([*folders, folders[0]], "out", method="average")
+    assert not Path("out").exists()

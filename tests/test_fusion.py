@@ -33,6 +33,19 @@ def test_a_constant_result_stays():
     assert (fused == 0.25).all()
 
 
+def test_a_lamp_does_not_darken_the_frame_where_the_range_is_kept():
+    "As frames of a video need it."
+    x = np.linspace(0, 6, 96)
+    a, b = (np.uint8(60 + 50 * np.sin(x + shift)[None] * np.cos(x + shift)[:, None]) for shift in (0, 1))
+    lamp_a, lamp_b = a.copy(), b.copy()
+    lamp_a[:4, :4] = lamp_b[:4, :4] = 255
+    far = slice(40, None)
+    change = [np.abs(fuse(lamp_a, lamp_b, text="x", keep_range=keep)[far].astype(float) - fuse(a, b, text="x", keep_range=keep)[far]).mean() for keep in (False, True)]
+    assert change[0] > 30 and change[1] < 4  # channel attention still sees the whole frame
+    kept = fuse(a, b, text="x", keep_range=True)
+    assert np.abs(kept.astype(float) - np.maximum(a, b)).mean() < 10 and np.ptp(kept) < 200 and np.ptp(fuse(a, b, text="x")) == 255
+
+
 def test_even_frames_stay_even():
     "Two black frames are no picture of the network's border; frames of a few levels are stretched, as released."
     black, white, rising = np.zeros((40, 48), np.uint8), np.full((40, 48), 255, np.uint8), np.tile(np.arange(48, dtype=np.uint8), (40, 1)) // 12 + 100
@@ -123,7 +136,7 @@ def test_a_pairs_features_count_wherever_their_encoder_lay(tmp_path, images):
     assert not taken("minilm:/new/encoder@0123abcd", "all-MiniLM-L6-v2")
 
 
-@pytest.mark.parametrize("given", [dict(text="a car"), dict(weights="nowhere"), dict(plain=True), dict(backend="onnx"), dict(dtype="float16"), dict(compile=True)])
+@pytest.mark.parametrize("given", [dict(text="a car"), dict(weights="nowhere"), dict(plain=True), dict(backend="onnx"), dict(dtype="float16"), dict(compile=True), dict(keep_range=True)])
 def test_a_rule_takes_nothing_of_the_network(images, given):
     name, pair = next(iter(given)), Pair("a", Path("a.png"), Path("b.png"))
     with pytest.raises(FilmError, match=f"^{name}: for method film only"): fuse("a.png", "b.png", method="maximum", **given)

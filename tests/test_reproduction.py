@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from film.cli import main
-from film.core import TASKS, WEIGHTS_FOLDER, FilmError, read_image, write_image
+from film.core import TASKS, WEIGHTS_FOLDER, FilmError, checksum, read_image, write_image
 from film.evaluation import PAPER, PAPER_METRICS, metrics
 from film.fusion import load
-from film.reproduction import ARTEFACTS, artefact_table, checksum, reproduce, reproduce_one, reproduction_table
+from film.reproduction import ARTEFACTS, artefact_table, reproduce, reproduce_one, reproduction_table
 
 
 def test_bundled_weights_are_whole():

@@ -10,8 +10,8 @@ from skimage import data as photographs
 
 from film.core import TASKS, FilmError, write_image
 from film.objects import ObjectRegions, box_mask, detect, overlap
-from film.text import (COMPONENTS, Mask, Region, blur_effect, describe, draw_regions, get_component, hue_name, light_regions, mask_to_rle, measure,
-                       measure_in_masks, plural, region_facts, rle_to_mask)
+from film.text import (COMPONENTS, Mask, Region, automatic_text, blur_effect, describe, draw_regions, get_component, hue_name, light_regions, mask_to_rle, measure,
+                       measure_in_masks, plural, region_facts, rle_to_mask, with_article)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "Image"
 MEASURED = dict(dense="measured", segmenter="none")
@@ -194,6 +194,27 @@ def test_measurements_of_known_images():
     assert np.allclose(np.array(measure(halves).light_map), [[0, 0, 200 / 255]] * 3)
     assert blur_effect(np.zeros((20, 20), np.float32)) == 1
     assert [hue_name(np.full((3, 3, 3), c, np.float32)) for c in ((1, .5, 0), (0, 1, 1), (.5, 0, 1), (1, 0, .8))] == ["orange", "cyan", "violet", "magenta"]
+
+
+def test_a_large_image_is_described_as_what_it_is():
+    "Looked at in a smaller copy, with its own size and places in its own pixels; a small one as `describe` does."
+    dark = np.full((480, 640, 3), 20, np.uint8)
+    dark[100:160, 400:520] = 240
+    large = dark.repeat(8, 0).repeat(8, 1)
+    for image in (dark, large):
+        said, (x1, y1, x2, y2) = automatic_text(image, TASKS["ivf"], "VI"), np.array([400, 100, 520, 160]) * len(image) // 480
+        assert f"the resolution is {image.shape[1]}x{image.shape[0]}" in said
+        assert np.abs(np.subtract(boxes_of(said)[0], (x1, y1, x2, y2))).max() <= 0.01 * image.shape[1]
+    assert automatic_text(dark, TASKS["ivf"], "VI") == describe(dark, modality="VI").paragraph
+
+
+@pytest.mark.parametrize("word, many", [("lady", "ladies"), ("boy", "boys"), ("leaf", "leaves"), ("foot", "feet"), ("pony on grass", "ponies on grass")])
+def test_plurals_of_other_words(word, many): assert plural(word) == many
+
+
+def test_articles():
+    for phrase in ("uniform", "used car", "one-way sign", "European plane", "house", "boy"): assert with_article(phrase) == f"a {phrase}"
+    for phrase in ("umbrella", "hourglass", "MRI scan", "unusual area", "onion", "infrared image"): assert with_article(phrase) == f"an {phrase}"
 
 
 def test_plurals_of_every_class():

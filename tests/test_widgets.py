@@ -90,8 +90,8 @@ def test_weights_are_read_once_and_compared_with_their_own_automatic_result(imag
     import film.widgets as widgets
     model.save_pretrained("mine")
     asked = []
-    original = widgets.load_weights
-    monkeypatch.setattr(widgets, "load_weights", lambda *a: asked.append(a) or original(*a))
+    original = widgets.get_network
+    monkeypatch.setattr(widgets, "get_network", lambda *a: asked.append(a) or original(*a))
     explorer = Explorer("a.png", "b.png", weights="mine")
     explorer.set_text("a", "one warm engine"); explorer.fuse(); explorer.reference()
     assert len(asked) == 1 and [r.weights for r in explorer.results] == ["mine", "mine"]

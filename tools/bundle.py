@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from film.core import TASKS, WEIGHTS_FOLDER, FilmError, atomic_write
+from film.core import TASKS, WEIGHTS_FOLDER, FilmError, atomic_write, checksum
 from film.evaluation import PAPER_METRICS, metrics
 from film.fast import keep_memory
 from film.fusion import fuse, load_weights
-from film.reproduction import checksum
 from film.training import TrainSettings, held_out, save_weights, text_features, training_pairs
 
 
