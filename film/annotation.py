@@ -45,8 +45,8 @@ class Cache:
 
     def __call__(self, role: str, component, d: Description, make):
         "The stored result, or the one that `make` makes, which is stored before anything else happens."
-        one_at_a_time = nullcontext() if getattr(component, "parallel", False) else self._lock_of(id(component))
         if getattr(component, "cheap", False): return make()
+        one_at_a_time = nullcontext() if getattr(component, "parallel", False) else self._lock_of(id(component))
         key = self.key(role, component, d)
         path = self.folder / key[:2] / f"{key}.json"
         with self._lock_of(key): # two equal images at the same time: the second waits for the first

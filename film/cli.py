@@ -14,7 +14,7 @@ import argparse, json, os, re, sys, warnings
 from pathlib import Path
 
 from . import __version__
-from .core import EIGHT_BITS, IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_folder, checksum, contact_sheet, is_colour, listed_checksums, no_memory, pip_install, read_image, warn_in_a_line, write_image
+from .core import IMAGE_EXTENSIONS, TASKS, WEIGHTS_FOLDER, FilmError, check_extension, check_folder, checksum, contact_sheet, is_colour, listed_checksums, no_memory, pip_install, read_image, warn_in_a_line, write_image
 
 # %% ../nbs/09_cli.ipynb #301186fa
 def add_task(p: argparse.ArgumentParser, words: str = "what is fused", **options):
@@ -43,7 +43,7 @@ def add_fuse(p: argparse.ArgumentParser):
 
     Fuses two registered images of equal size into one, of 8 bits a channel whatever they have (or of 16, --bits); or two folders pair by pair (by file name without extension, and without what all of a folder begin or end with, as in 1_ir and 1_vis), or a data set (results are <name>.png; exit
     code 1 if some pairs failed, with a summary)."""
-    p.add_argument("a", type=Path, nargs="?", help="image or folder A: infrared, MRI, over-exposed or near-focused")
+    p.add_argument("a", type=Path, nargs="?", help="image or folder A: infrared, MRI, over-exposed or near-focused; of folders, files that end in png, jpg, tif, webp, bmp, pgm or ppm are read")
     p.add_argument("b", type=Path, nargs="?", help="image or folder B: visible, CT/PET/SPECT, under-exposed or far-focused")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="image file to write; for folders and data sets, the folder")
     add_dataset(p)
@@ -58,6 +58,7 @@ def add_fuse(p: argparse.ArgumentParser):
     p.add_argument("--method", default="film", help="film, or a classical rule to compare with: average, maximum, laplacian, ... (default: film)")
     p.add_argument("--stretch", action="store_true", help="first map the 0.1 to 99.9 percentile span of each 16-bit image to the full range, as raw 12- and 14-bit data need (and of temperatures or other floats outside 0 to 1); absolute brightness is lost")
     p.add_argument("--keep-range", action="store_true", help="leave brightness as the network gives it, steady from frame to frame of a video (default: stretched to the full range in each image, as the released code does)")
+    p.add_argument("--format", type=str.lower, default="png", metavar="KIND", help="many pairs: png, tif, jpg, webp, bmp, pgm or ppm (default: png)")
     p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="a channel of the result; 16 for PNG, TIFF, PGM and PPM (default: 8)")
     p.add_argument("--gray", action="store_true", help="write luma only, as the released code does and as the paper's tables are measured")
     p.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
@@ -88,10 +89,10 @@ def run_fuse(args) -> int:
     for name in FORM:
         if getattr(args, name): options[name] = getattr(args, name)
     if pairs is None:
-        refuse(args, "for one pair leave out {}", workers=1, resume=False)
+        refuse(args, "for one pair leave out {}; the name of OUT says the format" if args.format != "png" else "for one pair leave out {}", workers=1, resume=False, format="png")
         if args.out.resolve() in (args.a.resolve(), args.b.resolve()): raise FilmError(f"{args.out}: is one of the sources; choose another file")
         check_writable(args.out)
-        if args.bits == 16 and args.out.suffix.lower() in EIGHT_BITS: raise FilmError(f"{args.out}: holds 8 bits a channel: use .png or .tif, or leave out --bits")
+        check_extension(args.out, args.bits)
         if args.out.suffix.lower() in (".pgm", ".ppm"):  # which hold one of the two
             colour = not args.gray and any(is_colour(read_image(path)) for path in (args.a, args.b))
             if colour == (args.out.suffix.lower() == ".pgm"): raise FilmError(f"{args.out}: cannot hold a {'colour' if colour else 'gray'} image: use {'.ppm or .png, or add --gray' if colour else '.pgm or .png'}")
@@ -101,7 +102,7 @@ def run_fuse(args) -> int:
     if args.text_features and not args.text_features.is_dir(): raise FilmError(f"{args.text_features}: for many pairs, a folder of <name>.npy is needed")
     if args.out.is_file() or args.out.suffix.lower() in IMAGE_EXTENSIONS: raise FilmError(f"{args.out}: for many pairs, OUT must be a folder")
     text = dict(text=lambda pair: args.text_features / f"{pair.name}.npy") if args.text_features else dict(text=lambda pair: args.text) if args.text else {}
-    summary = fuse_pairs(pairs, args.out, resume=args.resume, workers=args.workers, **text, **options)
+    summary = fuse_pairs(pairs, args.out, resume=args.resume, workers=args.workers, extension=f".{args.format}", **text, **options)
     print(f"{summary}\n{args.out}")
     return 1 if summary.failed else 0
 
@@ -543,7 +544,7 @@ def run_info(args) -> int:
 def check_writable(path: Path):
     "`FilmError` now rather than after the work, if `path` has no extension that can be written or cannot be created."
     if path.is_dir(): raise FilmError(f"{path}: is a folder; name the image file to write, as in {path / 'fused.png'}")
-    if path.suffix.lower() not in IMAGE_EXTENSIONS: raise FilmError(f"{path}: cannot write {path.suffix or 'a file without extension'}, use one of {' '.join(IMAGE_EXTENSIONS)}")
+    check_extension(path)
     check_folder(path.parent, keep=False)
 
 # %% ../nbs/09_cli.ipynb #d4bcc3a4

@@ -7,8 +7,8 @@ __all__ = ['TASKS', 'WEIGHTS_FOLDER', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'MOST_PIXE
            'LUMA', 'FilmError', 'no_memory', 'memory_for', 'pip_install', 'warn_in_a_line', 'Task', 'checksum',
            'listed_checksums', 'get_task', 'check_image', 'image_stem', 'for_all_threads', 'quiet_decoders',
            'plain_tiff', 'decode_image', 'read_image', 'as_image', 'narrow', 'check_folder', 'lock_folder',
-           'atomic_write', 'check_output', 'write_image', 'to_float', 'to_gray', 'is_colour', 'rgb_to_chroma',
-           'merge_luma_chroma', 'reduced', 'to_uint8_rgb', 'contact_sheet', 'jpeg_bytes', 'show']
+           'atomic_write', 'check_extension', 'check_output', 'write_image', 'to_float', 'to_gray', 'is_colour',
+           'rgb_to_chroma', 'merge_luma_chroma', 'reduced', 'to_uint8_rgb', 'contact_sheet', 'jpeg_bytes', 'show']
 
 # %% ../nbs/00_core.ipynb #be955b3d
 import hashlib, io, json, logging, os, re, sys, threading, uuid, warnings
@@ -347,6 +347,15 @@ def atomic_write(
 EIGHT_BITS = (".jpg", ".jpeg", ".bmp", ".webp")              # formats with 8 bits a channel
 SIDES = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that these formats hold
 
+def check_extension(
+    path: str | os.PathLike, # a file's name, or an extension alone
+    bits: int = 8,           # a channel
+):
+    "`FilmError` if no image can be written under this name, or none of so many bits."
+    extension = Path(f"x{path}" if str(path).startswith(".") else path).suffix.lower()
+    if extension not in IMAGE_EXTENSIONS: raise FilmError(f"{path}: cannot write {extension or 'a file without extension'}, use one of {' '.join(IMAGE_EXTENSIONS)}")
+    if bits == 16 and extension in EIGHT_BITS: raise FilmError(f"{path}: holds 8 bits a channel: use .png or .tif, or leave out --bits")
+
 def check_output(path: str | os.PathLike, image: np.ndarray):
     "`FilmError` for what no picture holds: writers would round floats to black and white, and take an alpha channel for a colour."
     if image.ndim != 2 and (image.ndim != 3 or image.shape[2] != 3): raise FilmError(f"{path}: an array of shape {image.shape} cannot be written: make (H, W) or (H, W, 3) of it")
@@ -360,8 +369,7 @@ def write_image(
     "Writes an image atomically; where the format has 8 bits a channel, uint16 is scaled to them. `FilmError` for an unknown extension or a failed write (disk full, no permission)."
     path = Path(path)
     extension = path.suffix.lower()
-    if extension not in IMAGE_EXTENSIONS:
-        raise FilmError(f"{path}: cannot write {path.suffix or 'a file without extension'}, use one of {' '.join(IMAGE_EXTENSIONS)}")
+    check_extension(path)
     check_output(path, image)
     if extension == ".pgm" and image.ndim == 3: raise FilmError(f"{path}: cannot hold a colour image: use .ppm or .png")
     if extension == ".ppm" and image.ndim == 2: raise FilmError(f"{path}: cannot hold a gray image: use .pgm or .png")

@@ -187,7 +187,7 @@ def check_pairs(
 def files_digest(
     paths: Iterable[str | os.PathLike],
 ) -> str: # 64 hexadecimal digits
-    "SHA-256 of the files' contents, in this order; one that cannot be read counts as empty."
+    "SHA-256 of the files' contents, in this order; one that cannot be read counts as 32 zero bytes."
     digest = hashlib.sha256()
     for path in paths:
         try:

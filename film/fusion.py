@@ -24,7 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .baselines import METHODS
-from .core import LUMA, WEIGHTS_FOLDER, FilmError, Task, as_image, check_folder, get_task, is_colour, memory_for, merge_luma_chroma, narrow, no_memory, rgb_to_chroma, to_float, to_gray, warn_in_a_line, write_image
+from .core import LUMA, WEIGHTS_FOLDER, FilmError, Task, as_image, check_extension, check_folder, get_task, is_colour, memory_for, merge_luma_chroma, narrow, no_memory, rgb_to_chroma, to_float, to_gray, warn_in_a_line, write_image
 from .data import Pair, misnamed
 from .encoding import encode, read_features, same_encoder
 from .export import FORMATS, Exported, Graphed, Runner, exported
@@ -425,6 +425,7 @@ def fuse_stream(
     keep_range: bool = False,          # see `fuse`, as stretch and bits
     stretch: bool = False,
     bits: int = 8,
+    extension: str = ".png",           # of the results
     **form,                            # weights, device, plain, backend, dtype, compile: see `fuse`
 ) -> Iterator[tuple[str, str | None]]: # name and what went wrong, in order
     "Reads, fuses and writes at the same time, a few pairs at once. What is wrong with a pair is said with its name; `FilmError` if nothing can be fused at all."
@@ -436,7 +437,7 @@ def fuse_stream(
     check_folder(out_dir, keep=False)
 
     def read(pair): return prepare(pair.a, pair.b, task, text(pair), network, max_memory, stretch)
-    def write(name, images, luma): write_image(out_dir / f"{name}.png", finish(images, luma, task, method, colour, bits, keep_range))
+    def write(name, images, luma): write_image(out_dir / f"{name}{extension}", finish(images, luma, task, method, colour, bits, keep_range))
     def full(group):
         several = network is not None and network.device.type != "cpu" and max_memory is None
         return len(group) >= (batch or (BATCH_PIXELS // group[0][1].luma_a.size if several else 1))
@@ -524,6 +525,7 @@ def fuse_in_processes(
     out_dir: Path,
     text: Callable[[Pair], object],    # what `fuse` takes as text
     workers: int,
+    extension: str = ".png",           # of the results
     **options,                         # as in `fuse`
 ) -> Iterator[tuple[str, str | None]]: # name and what went wrong, in order
     "Fuses in several processes, which share the threads of this one."
@@ -536,7 +538,7 @@ def fuse_in_processes(
     check_folder(out_dir, keep=False)
     pool, left = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (max(1, torch.get_num_threads() // workers), options)), deque()
     def begun(pair: Pair) -> Future:
-        try: return pool.submit(_work, pair.name, pair.a, pair.b, text(pair) if method == "film" else None, out_dir / f"{pair.name}.png")
+        try: return pool.submit(_work, pair.name, pair.a, pair.b, text(pair) if method == "film" else None, out_dir / f"{pair.name}{extension}")
         except FilmError as e: problem = pair.name, str(e)  # there is no text for it
         (ended := Future()).set_result(problem)
         return ended
@@ -551,16 +553,18 @@ def fuse_in_processes(
 # %% ../nbs/07_fusion.ipynb #a0b751ca
 def fuse_pairs(
     pairs: Iterable[Pair],      # of two folders (`film.data.pair_folders`) or of a data set (`film.data.find_pairs`)
-    out_dir: str | os.PathLike, # results, <name>.png
+    out_dir: str | os.PathLike, # results, <name><extension>
     *,
     resume: bool = False,       # leave results that are there
     text: Callable[[Pair], object] | None = None, # what `fuse` takes as text; None: the pair's feature file, if it has one that the weights' encoder made; else its images are described
     workers: int = 1,           # processes, which share the threads; for a CPU
+    extension: str = ".png",    # of the results, one of `film.core.IMAGE_EXTENSIONS`
     **options,                  # task, weights, device, method, ...: see `fuse`; batch: see `fuse_stream`
 ) -> Summary:
     "Fuses pair by pair with a progress bar, or a line now and then where there is no terminal. `FilmError` only if there is nothing to do at all, or nothing to do it with."
     pairs = list(pairs)
     if not pairs: raise FilmError("there are no pairs to fuse")
+    check_extension(extension, options.get("bits", 8))
     if workers < 1: raise FilmError(f"{workers} worker processes are too few, at least 1 is needed")
     if text is None: text = lambda pair: pair
     else: check_method(options.get("method", "film"), text=text)
@@ -570,12 +574,12 @@ def fuse_pairs(
     if twice: raise FilmError(f"{twice[0]}: the name of several pairs, whose results would replace each other")
     summary, problems, ready = Summary(), {}, []
     for pair in pairs:
-        if resume and (there := out_dir / f"{pair.name}.png").is_file() and there.stat().st_size: summary.skipped.append(pair.name); continue
+        if resume and (there := out_dir / f"{pair.name}{extension}").is_file() and there.stat().st_size: summary.skipped.append(pair.name); continue
         wrong = [names[path] for path in (pair.a, pair.b) if path in names]
         if wrong: problems[pair.name] = "; ".join(wrong)
         else: ready.append(pair)
     if ready:
-        results = fuse_in_processes(ready, out_dir, text, workers, **options) if workers > 1 else fuse_stream(ready, out_dir, text, **options)
+        results = fuse_in_processes(ready, out_dir, text, workers, extension, **options) if workers > 1 else fuse_stream(ready, out_dir, text, extension=extension, **options)
         bar, said = tqdm(results, total=len(ready), desc="fusing", disable=None), time.monotonic()
         for count, (name, problem) in enumerate(bar, 1):
             if bar.disable and time.monotonic() - said > LINE_EVERY: print(f"fusing: {count} of {len(ready)}", file=sys.stderr, flush=True); said = time.monotonic()

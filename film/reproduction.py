@@ -7,9 +7,11 @@ __all__ = ['ARTEFACTS', 'reproduce_one', 'reproduce', 'reproduction_table', 'art
 
 # %% ../nbs/12_reproduction.ipynb #343490c0
 import json, os, shutil
-from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
+from . import __version__
 from .baselines import methods_for
 from .core import TASKS, WEIGHTS_FOLDER, FilmError, Task, atomic_write, checksum, get_task, listed_checksums
 from .data import check_pairs, data_root, files_digest, find_pairs, pairs_digest
@@ -30,7 +32,7 @@ def reproduce_one(
     task, out = get_task(task), Path(out)
     pairs = check_pairs(find_pairs(root, task, dataset, "test"))
     methods = ["film", *methods_for(task)]
-    made_from = " ".join([version("film-fusion"), files_digest(sorted([*WEIGHTS_FOLDER.parent.glob("*.py"), *WEIGHTS_FOLDER.parent.glob("_native*")])), pairs_digest(pairs)])  # code and sources
+    made_from = " ".join([__version__, files_digest(sorted([*WEIGHTS_FOLDER.parent.glob("*.py"), *WEIGHTS_FOLDER.parent.glob("_native*")])), pairs_digest(pairs)])  # code and sources
     for method in methods:
         folder, made_by = out / dataset / method, made_from
         if method == "film": made_by += " " + checksum(WEIGHTS_FOLDER / task.name / "model.safetensors")
@@ -83,7 +85,7 @@ def reproduce(
                            close={method: sorted(row.close) for method, row in rows.items()})
     kept = _earlier(out / "reproduction.json", current)  # test sets that were not asked for
     facts = {name: (kept | facts)[name] for name in PAPER if name in kept | facts}
-    report = dict(film=version("film-fusion"), torch=version("torch"), command="film evaluate --paper", datasets=facts)
+    report = dict(film=__version__, torch=torch.__version__, command="film evaluate --paper", datasets=facts)
     with atomic_write(out / "reproduction.json") as temporary: temporary.write_text(json.dumps(report, indent=1) + "\n")
     with atomic_write(out / "reproduction.md") as temporary: temporary.write_text(f"{reproduction_table(report)}\n\n{artefact_table(report)}\n")
     return report

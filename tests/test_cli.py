@@ -420,6 +420,32 @@ def test_a_limit_can_be_switched_off():
     assert given_settings(parser.parse_args(["--clip", "none", "--max-tokens", "None", "--max-steps", "3"])) == dict(clip=None, max_tokens=None, max_steps=3)
 
 
+def test_the_format_of_many_results(images, capsys):
+    for folder, image in (("A", "a.png"), ("B", "b.png")): write_image(f"{folder}/x.png", read_image(image))
+    command = ["fuse", "A", "B", "-o", "out", "--method", "average"]
+    for more, name in ((["--format", "tif", "--bits", 16], "x.tif"), (["--format", "JPG"], "x.jpg"), (["--format", "webp", "--workers", 2], "x.webp"), ([], "x.png")):
+        assert run(capsys, *command, *more)[1].startswith("1 fused"), more
+        assert read_image(f"out/{name}").dtype == (np.uint16 if name == "x.tif" else np.uint8)
+    assert sorted(os.listdir("out")) == ["x.jpg", "x.png", "x.tif", "x.webp"] and run(capsys, *command, "--format", "tif", "--resume")[1].startswith("0 fused, 1 skipped")
+    for more, says in ((["--format", "gif"], "cannot write .gif, use one of .png"), (["--format", "jpg", "--bits", 16], ".jpg: holds 8 bits a channel"), (["--format", "ppm", "--gray"], "x: out/x.ppm: cannot hold a gray image")):
+        code, out, err = run(capsys, *command, *more)
+        assert code and says in out + err
+    code, _, err = run(capsys, "fuse", "a.png", "b.png", "-o", "y.png", "--method", "average", "--format", "tif")
+    assert code == 2 and "leave out --format; the name of OUT says the format" in err
+
+
+def test_raw_data_are_scored_as_they_were_fused(images, capsys):
+    ramp = read_image("a.png")
+    for folder, image in (("raw", 7000 + 8 * ramp.astype(np.uint16)), ("eight", ramp), ("vis", read_image("b.png"))): write_image(f"{folder}/x.png", image)
+    assert run(capsys, "fuse", "raw", "vis", "-o", "out", "--stretch", "--text", "x")[0] == 0
+    scores = {}
+    for source, more in (("raw", []), ("raw", ["--stretch"]), ("eight", [])):
+        code, out, err = run(capsys, "evaluate", "out", "--a", source, "--b", "vis", *more)
+        assert code == 0 and ("scored as nearly one gray" in err) == ((source, more) == ("raw", []))
+        scores[source, *more] = np.array([float(cell) for cell in out.splitlines()[2].split("|")[2:8]])
+    assert np.abs(scores["raw", "--stretch"] - scores["eight",]).max() < 0.05 < np.abs(scores["raw",] - scores["eight",]).max()
+
+
 def test_evaluate(dataset, tmp_path, capsys):
     where = ["--data", dataset, "--dataset", "Tiny", "--split", "train"]
     for method in ("average", "maximum"): assert run(capsys, "fuse", *where, "--method", method, "--gray", "-o", tmp_path / method)[0] == 0
