@@ -314,7 +314,7 @@ def test_real_images_of_every_task(task, folder):
 def test_the_first_modality_is_the_default():
     image = np.tile(np.arange(64, dtype=np.uint8) * 3, (48, 1))
     for task, modality in (("ivf", "IR"), ("mif", "MRI"), ("mef", "OVER"), ("mff", "NEAR")):
-        assert describe(image, task=task).modality == modality and describe(image, task=task).paragraph == describe(image, task=task, modality=modality).paragraph
+        assert describe(image, task=task, **MEASURED).modality == modality and describe(image, task=task, **MEASURED).paragraph == describe(image, task=task, modality=modality, **MEASURED).paragraph
 
 
 def test_contrast_is_against_what_lies_around():
