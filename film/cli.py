@@ -94,7 +94,7 @@ def run_fuse(args) -> int:
         check_writable(args.out)
         check_extension(args.out, args.bits)
         if args.out.suffix.lower() in (".pgm", ".ppm"):  # which hold one of the two
-            colour = not args.gray and any(is_colour(read_image(path)) for path in (args.a, args.b))
+            colour = not args.gray and any(is_colour(read_image(path, args.stretch)) for path in (args.a, args.b))
             if colour == (args.out.suffix.lower() == ".pgm"): raise FilmError(f"{args.out}: cannot hold a {'colour' if colour else 'gray'} image: use {'.ppm or .png, or add --gray' if colour else '.pgm or .png'}")
         (write_large if args.max_memory else write_image)(args.out, fuse(args.a, args.b, text=args.text_features or args.text, **options))
         print(args.out)
