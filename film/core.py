@@ -109,7 +109,7 @@ MIN_SIDE = 16  # pixels; below this the network's windows and the metrics' pyram
 def check_image(
     image: np.ndarray,     # (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
     name: str = "image",   # how to call it in an error message
-    any_range: bool = False, # True: floats of any size and integers of any type too, as float32; for `film.fusion.stretched`
+    any_range: bool = False, # True: floats of any size and integers of any type too, as float32; for `film.large.stretched`
 ) -> np.ndarray:           # (H, W) or (H, W, 3), uint8, uint16 or float32
     """The same image in one of the accepted forms, or `FilmError`.
 

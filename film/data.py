@@ -294,7 +294,7 @@ def _as_tokens(features, name):
 # %% ../nbs/03_data.ipynb #d233a1dd
 def _read_gray(path):
     image = read_image(path)
-    if said := narrow(image): warnings.warn(f"{path}: {said} and look nearly one gray: map them to all of it first (film.fusion.stretched)", stacklevel=3)
+    if said := narrow(image): warnings.warn(f"{path}: {said} and look nearly one gray: map them to all of it first (film.large.stretched)", stacklevel=3)
     gray = to_gray(image)
     if image.dtype == np.float32: return gray
     return np.rint(gray * np.float32(np.iinfo(image.dtype).max)).astype(image.dtype)  # to_gray rounded: this is exact

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .core import FilmError, as_image, atomic_write, contact_sheet, is_colour, memory_for, narrow, read_image, to_gray, write_image
 from .data import Pair, list_images, misnamed
-from .fusion import stretched
+from .large import stretched
 
 # %% ../nbs/08_evaluation.ipynb #7cba4622
 def gray_levels(

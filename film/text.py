@@ -597,7 +597,7 @@ def describe(
     if str(modality).upper() not in task.modalities:
         raise FilmError(f"unknown modality {modality!r} for task {task.name}: choose {' or '.join(task.modalities)}")
     read, image = isinstance(image, (str, os.PathLike)), as_image(image, name)
-    if read and (said := narrow(image)): warnings.warn(f"{name}: {said} and are described as nearly one gray: map them to all of it first (film.fusion.stretched)", stacklevel=2)
+    if read and (said := narrow(image)): warnings.warn(f"{name}: {said} and are described as nearly one gray: map them to all of it first (film.large.stretched)", stacklevel=2)
     d = Description(name, task.name, modality.upper(), image.shape[1::-1], measure(image), image=image)
     for role, choice, method, part in (("dense", dense, "regions", "regions"), ("segmenter", segmenter, "masks", "masks"),
                                        ("captioner", captioner, "caption", "caption"), ("writer", writer, "write", "paragraph")):

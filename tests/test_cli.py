@@ -305,9 +305,9 @@ def test_narrow_sixteen_bits_are_said_and_stretched(images, capsys):
     (np.full((20, 20), 300, np.uint16), (300, 300)), (np.full((20, 20, 3), 9, np.uint8), (9, 9))])
 def test_stretched(image, expected):
     room = film.large.Room(None)
-    result = film.fusion.stretched(image, room)
+    result = film.large.stretched(image, room)
     assert (result.min(), result.max()) == expected and result.dtype == image.dtype and result.shape == image.shape
-    assert np.array_equal(film.fusion.stretched(np.stack([image] * 3, -1), room)[..., 1], result) if image.ndim == 2 else result is image
+    assert np.array_equal(film.large.stretched(np.stack([image] * 3, -1), room)[..., 1], result) if image.ndim == 2 else result is image
 
 
 def test_folders_resume_and_summary(images, capsys):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import film
 from film.core import FilmError, as_image, check_image, for_all_threads, lock_folder, memory_for, narrow, read_image, reduced, write_image
-from film.fusion import stretched
+from film.large import stretched
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
