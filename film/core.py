@@ -313,7 +313,7 @@ def check_folder(
 def lock_folder(
     folder: Path, # made if missing
     what: str,    # 'pipeline': for the message
-):                # keep it as long as the folder is in use; None where the system has no file locks
+):                # keep it as long as the folder is in use; without effect where the file system has no locks, None where the system has none
     "An open file that nobody else has at the same time, until it is closed; `FilmError` if another has it, in this process or another one, or nothing can be written there. A killed process has none."
     check_folder(folder)
     try: import fcntl
@@ -321,7 +321,8 @@ def lock_folder(
     try: file = open(folder / ".lock", "w")
     except OSError as e: raise FilmError(f"{folder}: cannot be written ({e.strerror})") from None
     try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: file.close(); raise FilmError(f"{folder}: another {what} is running there; wait for it, or choose another folder") from None
+    except BlockingIOError: file.close(); raise FilmError(f"{folder}: another {what} is running there; wait for it, or choose another folder") from None
+    except OSError: pass  # a file system without locks
     return file
 
 

@@ -138,6 +138,14 @@ def test_a_lock_holds_in_one_process_too(tmp_path):
     lock_folder(tmp_path / "run", "training").close()
 
 
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    "Such as those of some clusters."
+    import errno, fcntl
+    def flock(*_): raise OSError(errno.ENOSYS, "Function not implemented")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock_folder(tmp_path / "run", "training").close()
+
+
 FIRST_CALLS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
