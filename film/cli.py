@@ -89,10 +89,10 @@ def run_fuse(args) -> int:
     for name in FORM:
         if getattr(args, name): options[name] = getattr(args, name)
     if pairs is None:
-        refuse(args, "for one pair leave out {}; the name of OUT says the format" if args.format != "png" else "for one pair leave out {}", workers=1, resume=False, format="png")
+        refuse(args, "for one pair leave out {}; the name of OUT says the format", format="png")
+        refuse(args, "for one pair leave out {}", workers=1, resume=False)
         if args.out.resolve() in (args.a.resolve(), args.b.resolve()): raise FilmError(f"{args.out}: is one of the sources; choose another file")
-        check_writable(args.out)
-        check_extension(args.out, args.bits)
+        check_writable(args.out, args.bits)
         if args.out.suffix.lower() in (".pgm", ".ppm"):  # which hold one of the two
             colour = not args.gray and any(is_colour(read_image(path, args.stretch)) for path in (args.a, args.b))
             if colour == (args.out.suffix.lower() == ".pgm"): raise FilmError(f"{args.out}: cannot hold a {'colour' if colour else 'gray'} image: use {'.ppm or .png, or add --gray' if colour else '.pgm or .png'}")
@@ -130,10 +130,10 @@ def named_folders(
 ) -> dict[str, Path]: # name in tables -> folder
     "Folders by the names given, the others by their own. `FilmError` for a name without a folder and for one given twice."
     from film.evaluation import name_methods
-    given = [word.partition("=")[::2] for word in words if "=" in word and not Path(word).is_dir()]  # a folder's own name may hold the sign
-    if any(not name or not folder for name, folder in given): raise FilmError("NAME=FOLDER: neither may be empty")
-    named = name_methods([word for word in words if "=" not in word or Path(word).is_dir()])
-    for name, folder in given:
+    given = [word for word in words if "=" in word and not Path(word).is_dir()]  # a folder's own name may hold the sign
+    named = name_methods([word for word in words if word not in given])
+    for name, _, folder in (word.partition("=") for word in given):
+        if not name or not folder: raise FilmError("NAME=FOLDER: neither may be empty")
         if name in named: raise FilmError(f"{name}: the name of two folders, {named[name]} and {folder}")
         named[name] = Path(folder)
     return named
@@ -541,10 +541,10 @@ def run_info(args) -> int:
     return 0
 
 # %% ../nbs/09_cli.ipynb #d25c8664
-def check_writable(path: Path):
-    "`FilmError` now rather than after the work, if `path` has no extension that can be written or cannot be created."
+def check_writable(path: Path, bits: int = 8):
+    "`FilmError` now rather than after the work, if `path` has no extension that can be written, with so many bits a channel, or cannot be created."
     if path.is_dir(): raise FilmError(f"{path}: is a folder; name the image file to write, as in {path / 'fused.png'}")
-    check_extension(path)
+    check_extension(path, bits)
     check_folder(path.parent, keep=False)
 
 # %% ../nbs/09_cli.ipynb #d4bcc3a4

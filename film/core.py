@@ -12,7 +12,7 @@ __all__ = ['TASKS', 'WEIGHTS_FOLDER', 'MIN_SIDE', 'IMAGE_EXTENSIONS', 'MOST_PIXE
 
 # %% ../nbs/00_core.ipynb #be955b3d
 import hashlib, io, json, logging, os, re, sys, threading, uuid, warnings
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
@@ -150,18 +150,19 @@ def for_all_threads(
     manager, # context manager that changes something of the whole process
 ):
     "Decorator: where several threads are inside at once, the first one in makes the change, the last one out takes it back."
-    lock, inside = threading.Lock(), []
+    lock, change, inside = threading.Lock(), ExitStack(), 0
     @wraps(manager)
     @contextmanager
     def shared():
+        nonlocal inside
         with lock:
-            if not inside: (change := manager()).__enter__()
-            inside.append(inside[0] if inside else change)
+            if not inside: change.enter_context(manager())
+            inside += 1
         try: yield
         finally:
             with lock:
-                change = inside.pop()
-                if not inside: change.__exit__(None, None, None)
+                inside -= 1
+                if not inside: change.close()
     return shared
 
 @for_all_threads
@@ -349,11 +350,11 @@ EIGHT_BITS = (".jpg", ".jpeg", ".bmp", ".webp")              # formats with 8 bi
 SIDES = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels a side that these formats hold
 
 def check_extension(
-    path: str | os.PathLike, # a file's name, or an extension alone
+    path: str | os.PathLike, # of a file
     bits: int = 8,           # a channel
 ):
     "`FilmError` if no image can be written under this name, or none of so many bits."
-    extension = Path(f"x{path}" if str(path).startswith(".") else path).suffix.lower()
+    extension = Path(path).suffix.lower()
     if extension not in IMAGE_EXTENSIONS: raise FilmError(f"{path}: cannot write {extension or 'a file without extension'}, use one of {' '.join(IMAGE_EXTENSIONS)}")
     if bits == 16 and extension in EIGHT_BITS: raise FilmError(f"{path}: holds 8 bits a channel: use .png or .tif, or leave out --bits")
 

@@ -300,9 +300,9 @@ def _read_gray(path):
     return np.rint(gray * np.float32(np.iinfo(image.dtype).max)).astype(image.dtype)  # to_gray rounded: this is exact
 
 class _Files:
-    "Images and features of pairs, read on first use and then kept."
-    def __init__(self, pairs, texts, encoder, cache):
-        self.pairs, self.texts, self.encoder, self.cache, self.kept = pairs, texts, encoder, cache, {}
+    "Images and features of pairs."
+    def __init__(self, pairs, texts, encoder):
+        self.pairs, self.texts, self.encoder = pairs, texts, encoder
         self.names = [pair.name for pair in pairs]
         if not pairs: raise FilmError("there are no pairs")
         silent = [pair.name for pair in pairs if (pair.text is None if texts is None else pair.name not in texts)]
@@ -317,12 +317,10 @@ class _Files:
         return features[0]
 
     def __getitem__(self, index): # -> (H, W), (H, W) integers or float32; (L, D) float32
-        if index in self.kept: return self.kept[index]
         pair = self.pairs[index]
         a, b, text = _read_gray(pair.a), _read_gray(pair.b), self.tokens(index)
         if a.shape != b.shape: raise FilmError(f"{pair.name}: sizes differ, A is {a.shape[1]}x{a.shape[0]}, B is {b.shape[1]}x{b.shape[0]}")
         if text.shape[1] != self.width: raise FilmError(f"{pair.name}: text features are {text.shape[1]} wide, those of {self.names[0]} {self.width}")
-        if self.cache: self.kept[index] = a, b, text
         return a, b, text
 
 # %% ../nbs/03_data.ipynb #a134f0a4
@@ -336,8 +334,8 @@ class _Packed:
     "Images and features of a packed file; each process that reads has its own handle."
     groups = "imageA", "imageB", "text"
 
-    def __init__(self, path, task, encoder, cache, only=None):
-        self.path, self.process, self.file, self.cache, self.kept = Path(path), None, None, cache, {}
+    def __init__(self, path, task, encoder, only=None):
+        self.path, self.process, self.file = Path(path), None, None
         file = self._open()
         if file.attrs.get("task", task.name) != task.name: raise FilmError(f"{path}: holds {file.attrs['task']} pairs, not {task.name}")
         self.encoder = file.attrs.get("encoder", AUTHORS_ENCODER)  # the authors' own files do not say
@@ -368,13 +366,7 @@ class _Packed:
     def __getstate__(self): return self.__dict__ | dict(process=None, file=None)
 
     def __getitem__(self, index):
-        if index not in self.kept:
-            item = self._read(self.names[index])
-            if not self.cache: return item
-            self.kept[index] = item
-        return self.kept[index]
-
-    def _read(self, name):
+        name = self.names[index]
         try: a, b, text = (self._open()[group][name][()] for group in self.groups)
         except (OSError, KeyError, TypeError, AttributeError) as e: raise FilmError(f"{self.path}: {name} cannot be read ({e})".splitlines()[0]) from None
         if not all(isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.number) for x in (a, b)): raise FilmError(f"{self.path}: {name} has images that are not arrays of numbers")
@@ -413,7 +405,8 @@ class FusionDataset(Dataset):
         packed = isinstance(pairs, (str, os.PathLike))
         if packed and texts is not None: raise FilmError(f"{pairs}: a packed file brings its text; leave out texts")
         if only is not None and not packed: raise FilmError("only is for a packed file: of a list of pairs, give those that are wanted")
-        self.source = _Packed(pairs, get_task(task), encoder, cache, only) if packed else _Files(list(pairs), texts, encoder, cache)
+        self.source = _Packed(pairs, get_task(task), encoder, only) if packed else _Files(list(pairs), texts, encoder)
+        self.cache, self.kept = cache, {}
         self.task, self.mode, self.crop, self.flips, self.darken, self.grain = get_task(task), mode, tuple(crop), flips, darken, grain
         self.max_tokens, self.seed, self.epoch = max_tokens, seed, 0
 
@@ -434,10 +427,16 @@ class FusionDataset(Dataset):
         "Chooses this epoch's crops, flips and token subsets. Worker processes copy the dataset when they start: no `persistent_workers`."
         self.epoch = int(epoch)
 
+    def _sample(self, index):
+        "As the source has it, read on first use and then kept."
+        if not self.cache: return self.source[index]
+        if index not in self.kept: self.kept[index] = self.source[index]
+        return self.kept[index]
+
     def __getitem__(self, index):
         if not 0 <= index < len(self): raise IndexError(index)
         rng = np.random.default_rng((self.seed, self.epoch, int(index)))
-        a, b, text = self.source[index]
+        a, b, text = self._sample(index)
         if self.mode == "crop":
             a, b = random_crop(a, b, self.crop, rng)
             if self.flips: a, b = random_flip(a, b, rng)

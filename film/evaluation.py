@@ -871,14 +871,15 @@ def leaderboard(
     names = evaluation.common()
     if not names: raise FilmError("the methods have no image in common, so they cannot be compared: evaluate them one by one")
     methods = list(evaluation.scores)
-    stats = {method: mean_interval(evaluation.values(method, names)) for method in methods}
-    placed = ranks(np.array([stats[method][0] for method in methods]), [METRICS[name].direction for name in evaluation.metrics])
-    values = np.stack([evaluation.values(method, names) for method in methods])  # (methods, pairs, metrics)
-    best = np.take_along_axis(values, placed.argmin(0)[None, None], 0)           # (1, pairs, metrics): those of the best method of each column
-    _, low, high = mean_interval((best - values).swapaxes(0, 1))                 # (methods, metrics), of the differences
+    values = np.stack([evaluation.values(method, names) for method in methods], 1) # (pairs, methods, metrics)
+    mean, *ends = mean_interval(values)
+    placed = ranks(mean, [METRICS[name].direction for name in evaluation.metrics])
+    best = np.take_along_axis(values, placed.argmin(0)[None, None], 1)             # (pairs, 1, metrics): those of the best method of each column
+    _, low, high = mean_interval(best - values)                                    # of the differences
     close = (low <= 0) & (0 <= high) & (placed > 1)
-    rows = [Row(method, *(dict(zip(evaluation.metrics, map(float, part))) for part in stats[method]), dict(zip(evaluation.metrics, map(int, place))), float(place.mean()),
-                {name for name, luck in zip(evaluation.metrics, lucky) if luck}) for method, place, lucky in zip(methods, placed, close)]
+    def named(numbers, kind=float): return dict(zip(evaluation.metrics, map(kind, numbers)))
+    rows = [Row(method, *map(named, stats), named(place, int), float(place.mean()), {name for name, luck in named(lucky, bool).items() if luck})
+            for method, *stats, place, lucky in zip(methods, mean, *ends, placed, close)]
     return sorted(rows, key=lambda row: row.mean_rank)
 
 # %% ../nbs/08_evaluation.ipynb #e75faac1
@@ -886,10 +887,10 @@ def _cell(text): return text.replace("|", "\\|")  # of a Markdown table
 
 def _heads(evaluation): return [f"{name} {METRICS[name].arrow}" for name in evaluation.metrics]
 
-def _note(evaluation, interval):
+def _note(evaluation, rows, interval):
     "How many images a table is of, what its interval is (of one image there is none), what its sign means, and of which methods only the luma was scored."
     used, total, coloured = len(evaluation.common()), len(evaluation.pairs), [method for method in evaluation.scores if method in evaluation.coloured]
-    if any(row.close for row in leaderboard(evaluation)): interval += "; ≈: behind the best by what may be luck (95 % interval of the differences image by image)"
+    if any(row.close for row in rows): interval += "; ≈: behind the best by what may be luck (95 % interval of the differences image by image)"
     note = f"{used} image{'s' * (used != 1)}{f' of {total}' if used < total else ''}{f'; {interval}' * (used > 1)}."
     return f"{note} In colour: {', '.join(coloured)}; their luma is scored." if coloured else note
 
@@ -904,7 +905,7 @@ def to_markdown(
     for row in rows:
         cells = [f"**{cell(row, name)}**" if several and row.rank[name] == 1 else cell(row, name) for name in evaluation.metrics]
         lines.append([_cell(row.method), *cells, *[f"{row.mean_rank:.1f}"] * several])
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", _note(evaluation, "means with 95 % confidence intervals")])
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", _note(evaluation, rows, "means with 95 % confidence intervals")])
 
 # %% ../nbs/08_evaluation.ipynb #8413d7b4
 def to_latex(
@@ -921,20 +922,20 @@ def to_latex(
     heads = [head.replace("↑", "$\\uparrow$").replace("↓", "$\\downarrow$") for head in _heads(evaluation)]
     lines = [f"\\begin{{tabular}}{{l{'c' * len(heads)}}}", "\\toprule", " & ".join(["Method", *heads]) + " \\\\", "\\midrule"]
     lines += [" & ".join([text(row.method), *(cell(row, name) for name in evaluation.metrics)]) + " \\\\" for row in rows]
-    return "\n".join(lines + ["\\bottomrule", "\\end{tabular}", f"% {_note(evaluation, 'the subscript is half the 95 % confidence interval')}"])
+    return "\n".join(lines + ["\\bottomrule", "\\end{tabular}", f"% {_note(evaluation, rows, 'the subscript is half the 95 % confidence interval')}"])
 
 # %% ../nbs/08_evaluation.ipynb #0d59f35d
 def to_json(
     evaluation: Evaluation, # of one or more methods
 ) -> str:
     "The leaderboard, the directions and the problems as JSON; of one image without intervals."
-    interval = {} if len(evaluation.common()) == 1 else {"confidence": 0.95}
+    rows, interval = leaderboard(evaluation), {} if len(evaluation.common()) == 1 else {"confidence": 0.95}
     return json.dumps({
-        "images": evaluation.common(), **interval, "note": _note(evaluation, "low to high is the 95 % confidence interval (Student)"),
+        "images": evaluation.common(), **interval, "note": _note(evaluation, rows, "low to high is the 95 % confidence interval (Student)"),
         "metrics": {name: {"title": METRICS[name].title, "better": METRICS[name].direction} for name in evaluation.metrics},
         "methods": [{"method": row.method, "mean_rank": row.mean_rank,
                      "scores": {name: {"mean": row.mean[name], **({"low": row.low[name], "high": row.high[name]} if interval else {}), "rank": row.rank[name], **({"close": name in row.close} if interval else {})} for name in evaluation.metrics}}
-                    for row in leaderboard(evaluation)],
+                    for row in rows],
         "problems": [vars(problem) for problem in evaluation.problems]}, indent=1)
 
 # %% ../nbs/08_evaluation.ipynb #32693ccc

@@ -542,7 +542,7 @@ def fuse_pairs(
     "Fuses pair by pair with a progress bar, or a line now and then where there is no terminal. `FilmError` only if there is nothing to do at all, or nothing to do it with."
     pairs = list(pairs)
     if not pairs: raise FilmError("there are no pairs to fuse")
-    check_extension(extension, options.get("bits", 8))
+    check_extension(f"<name>{extension}", options.get("bits", 8))
     if workers < 1: raise FilmError(f"{workers} worker processes are too few, at least 1 is needed")
     if text is None: text = lambda pair: pair
     else: check_method(options.get("method", "film"), text=text)

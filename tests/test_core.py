@@ -70,6 +70,11 @@ def test_white_floats_of_any_size_are_fused(tmp_path):
     assert film.text.automatic_text(image, film.TASKS["ivf"], "VI")
 
 
+def test_an_extension_alone_names_no_format(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FilmError, match="^.png: cannot write a file without extension"): write_image(".png", COLOUR)
+
+
 def test_a_link_is_kept_and_what_it_names_is_written(tmp_path):
     write_image(tmp_path / "real" / "a.png", COLOUR)
     (tmp_path / "link.png").symlink_to(tmp_path / "real" / "a.png")

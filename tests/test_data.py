@@ -246,8 +246,8 @@ def test_packed_samples_are_read_once(root, cache, monkeypatch):
     pytest.importorskip("h5py")
     pack(root / "toy.h5", find_pairs(root, "ivf", "Toy"), "ivf")
     dataset, read = FusionDataset(root / "toy.h5", "ivf", cache=cache), []
-    original = type(dataset.source)._read
-    monkeypatch.setattr(type(dataset.source), "_read", lambda self, name: read.append(name) or original(self, name))
+    original = type(dataset.source).__getitem__
+    monkeypatch.setattr(type(dataset.source), "__getitem__", lambda self, index: read.append(self.names[index]) or original(self, index))
     assert same(dataset[0], dataset[0]) and same(dataset[1], dataset[1])
     assert read == (["p0", "p1"] if cache else ["p0", "p0", "p1", "p1"])
 

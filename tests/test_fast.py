@@ -1,4 +1,5 @@
 "The fast path against the plain form and against float64 numbers from the authors' code."
+import os
 import subprocess
 import sys
 from unittest import mock
@@ -210,6 +211,21 @@ def test_pairs_at_the_same_time_leave_the_number_of_threads(model):
         for _ in range(4): fast.forward_native(model, a, b, text)
         return torch.get_num_threads()
     with ThreadPoolExecutor(6) as pool: assert {*pool.map(work, range(6))} == {2}
+
+
+@needs_kernels
+def test_allocator(tmp_path):
+    "The same output under one malloc arena, in a process of its own."
+    code = """if True:
+        import sys, torch
+        from film import fast
+        from film.network import Film
+        torch.manual_seed(0); torch.set_num_threads(2)
+        model = Film(text_width=16, grid=(32, 48))
+        torch.save(fast.forward_native(model, torch.rand(1, 1, 70, 90), torch.rand(1, 1, 70, 90), torch.randn(1, 20, 16)), sys.argv[1])"""
+    for name, variables in ("usual", {}), ("one", {"MALLOC_ARENA_MAX": "1"}):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], env=os.environ | variables, check=True)
+    assert (torch.load(tmp_path / "usual") - torch.load(tmp_path / "one")).abs().max() <= 1e-6
 
 
 @needs_kernels
